@@ -1,0 +1,43 @@
+"""Load PyTorch models straight from S3: parallel, one copy in memory, safe by default.
+
+>>> import torchwick
+>>> torchwick.load("s3://models/resnet.pt")  # doctest: +SKIP
+"""
+
+from torchwick.config import S3Config, TransferConfig
+from torchwick.errors import (
+    AccessDeniedError,
+    CredentialsError,
+    FormatError,
+    MemoryLimitError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+    TorchwickError,
+    TransferError,
+    UnsafePickleError,
+    URIError,
+)
+from torchwick.loading import load
+from torchwick.report import LoadReport, Progress
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDeniedError",
+    "CredentialsError",
+    "FormatError",
+    "LoadReport",
+    "MemoryLimitError",
+    "ObjectChangedError",
+    "ObjectNotFoundError",
+    "Progress",
+    "S3Config",
+    "StoreError",
+    "TorchwickError",
+    "TransferConfig",
+    "TransferError",
+    "URIError",
+    "UnsafePickleError",
+    "load",
+]

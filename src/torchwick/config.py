@@ -1,0 +1,135 @@
+"""Settings, given once: who and where (`S3Config`), how fast and with how much memory (`TransferConfig`).
+
+Both are frozen, compare by value, pickle, and print without secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["S3Config", "TransferConfig"]
+
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Config:
+    """Who asks, and which S3 is asked. Whatever is left out is found as boto3 finds it.
+
+    Attributes:
+        profile: a profile of the AWS configuration files, in place of ``AWS_PROFILE``.
+        region: in place of ``AWS_REGION`` and the profile's.
+        endpoint_url: an S3-compatible server, in place of ``AWS_ENDPOINT_URL(_S3)``.
+        anonymous: send unsigned requests, for public buckets.
+        requester_pays: accept that the requests are billed to the caller.
+        ca_bundle: a PEM file of certificate authorities, in place of ``AWS_CA_BUNDLE``.
+        addressing_style: ``"path"``, ``"virtual"`` or ``"auto"`` (botocore's choice).
+
+    Example:
+        >>> S3Config(endpoint_url="http://127.0.0.1:9000", addressing_style="path").anonymous
+        False
+    """
+
+    profile: str | None = None
+    region: str | None = None
+    endpoint_url: str | None = None
+    anonymous: bool = False
+    requester_pays: bool = False
+    ca_bundle: str | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """How bytes are moved. Every default adapts, or has its reason here.
+
+    Attributes:
+        part_size: bytes one request asks for. ``"auto"``: a 32nd of the load, between 4 and 16 MiB, so
+            that a small model still uses many connections and a large one spends few requests
+            (8 to 16 MiB is what Amazon's S3 performance guidelines advise).
+        connections: connections at once. ``"auto"`` starts with 16 (over TLS with three for each core,
+            since decryption is bound by cores) and adds more for as long as more make the load faster.
+        memory_limit: the most bytes held beside the tensors that are returned, as a number or as text
+            (``"2GB"``, ``"512MiB"``). ``"auto"``: half of what the machine or its control group has left.
+            A load into tensors needs next to nothing of it; formats that only torch's own loader reads
+            (TorchScript, compressed records) need a second copy, which is refused beyond the limit.
+        timeout: seconds without one byte after which a connection counts as dead. 10: far above the
+            slowest first byte of a healthy store, far below the minutes a kernel would wait.
+        max_attempts: times one part is tried before the load fails. 6: with back-off doubling from 0.1 s
+            it outlasts the throttling bursts of a few seconds that S3 answers ``SlowDown`` to.
+
+    Raises:
+        ValueError: a number is not positive, or a size cannot be read.
+
+    Example:
+        >>> TransferConfig(memory_limit="2GB", connections=8).memory_bytes()
+        2000000000
+    """
+
+    part_size: int | Literal["auto"] = "auto"
+    connections: int | Literal["auto"] = "auto"
+    memory_limit: int | str = "auto"
+    timeout: float = 10.0
+    max_attempts: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("part_size", "connections", "timeout", "max_attempts"):
+            value = getattr(self, name)
+            if value != "auto" and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"TransferConfig.{name} must be a positive number, not {value!r}")
+        if self.memory_limit != "auto":
+            _parse_size(self.memory_limit)
+
+    def memory_bytes(self) -> int:
+        """Return `memory_limit` in bytes, reading the machine's free memory where it is ``"auto"``."""
+        return _available_memory() // 2 if self.memory_limit == "auto" else _parse_size(self.memory_limit)
+
+
+def _parse_size(size: int | str) -> int:
+    if isinstance(size, int) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
+    if not match or match[2] == "I":
+        raise ValueError(f"cannot read {size!r} as a size: write bytes, or text such as '2GB' or '512MiB'")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _available_memory() -> int:
+    """Bytes this process may still take: the machine's, or its control group's where that is less."""
+    machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts the page cache, which the kernel gives back on demand
+        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        machine = int(found[1]) * 1024 if found else machine
+    return min(machine, _control_group_memory())
+
+
+def _control_group_memory() -> int:
+    """Bytes left in this process's control group; more than any machine has where none limits it.
+
+    The files are those of the kernel's cgroup v2 documentation: ``memory.max`` and ``memory.current``.
+    """
+    unlimited = 1 << 62
+    membership = Path("/proc/self/cgroup")
+    if not membership.exists():
+        return unlimited
+    own = re.search(r"^0::/(.*)$", membership.read_text(), re.MULTILINE)
+    for group in (Path("/sys/fs/cgroup") / (own[1] if own else ""), Path("/sys/fs/cgroup")):
+        limit, current = group / "memory.max", group / "memory.current"
+        if limit.exists() and current.exists() and (text := limit.read_text().strip()) != "max":
+            return max(0, int(text) - int(current.read_text()))
+    return unlimited

@@ -1,0 +1,177 @@
+"""Every error torchwick raises, as one tree.
+
+    TorchwickError
+    ├─ URIError(ValueError)                   the address itself is wrong
+    ├─ FormatError(ValueError)                truncated, corrupt, or not a model
+    │  └─ UnsafePickleError                   weights_only refused what the pickle wants to import
+    ├─ MemoryLimitError(MemoryError)          the load would hold more than it was allowed to
+    └─ StoreError                             the place where the bytes live said no
+       ├─ CredentialsError                    none found, expired, or rejected
+       ├─ ObjectNotFoundError(FileNotFoundError)
+       ├─ AccessDeniedError(PermissionError)
+       ├─ ObjectChangedError                  overwritten while it was being read
+       └─ TransferError(ConnectionError)      the network gave up, after every retry
+
+A message says what happened, to which URI, and what to do next. The parts are kept as attributes, so
+that programs need not parse the text, and every error survives pickling (they cross process borders).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AccessDeniedError",
+    "CredentialsError",
+    "FormatError",
+    "MemoryLimitError",
+    "ObjectChangedError",
+    "ObjectNotFoundError",
+    "StoreError",
+    "TorchwickError",
+    "TransferError",
+    "URIError",
+    "UnsafePickleError",
+]
+
+
+class TorchwickError(Exception):
+    """The base of every error torchwick raises.
+
+    Attributes:
+        uri: the object it happened to, as text without secrets, or None.
+        hint: what to do next, one sentence, or None.
+        retryable: whether the same call may succeed later with nothing changed by the caller.
+
+    Example:
+        >>> error = TorchwickError("it has no bytes", uri="s3://models/new.pt", hint="Upload it again.")
+        >>> str(error)
+        's3://models/new.pt: it has no bytes. Upload it again.'
+    """
+
+    retryable: ClassVar[bool] = False
+
+    uri: str | None
+    hint: str | None
+
+    def __init__(self, message: str, *, uri: object = None, hint: str | None = None) -> None:
+        text = message if uri is None else f"{uri}: {message}"
+        super().__init__(text if hint is None else f"{text}. {hint}")
+        self.uri = None if uri is None else str(uri)
+        self.hint = hint
+
+
+class URIError(TorchwickError, ValueError):
+    """The text is not an address torchwick can read."""
+
+
+class FormatError(TorchwickError, ValueError):
+    """The bytes are truncated, corrupt, or not a model: the message says what was found and where."""
+
+
+class UnsafePickleError(FormatError):
+    """The pickle asks for more than ``weights_only=True`` allows.
+
+    Attributes:
+        refused: the globals that were refused, as dotted names, in the order the pickle names them.
+    """
+
+    refused: tuple[str, ...]
+
+    def __init__(self, message: str, *, refused: tuple[str, ...] = (), **where: Any) -> None:
+        super().__init__(message, **where)
+        self.refused = refused
+
+
+class MemoryLimitError(TorchwickError, MemoryError):
+    """The load needs a second copy that is larger than ``TransferConfig.memory_limit``.
+
+    Attributes:
+        needed: bytes the copy would take.
+        limit: bytes allowed.
+    """
+
+    needed: int
+    limit: int
+
+    def __init__(self, message: str, *, needed: int = 0, limit: int = 0, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.needed = needed
+        self.limit = limit
+
+
+class StoreError(TorchwickError):
+    """The store refused, or failed in a way that has no class of its own.
+
+    Attributes:
+        code: the store's own name for the failure (``"SlowDown"``), or the HTTP status as text, or None.
+        request_id: the store's identifier of the failed request, which its support will ask for, or None.
+    """
+
+    code: str | None
+    request_id: str | None
+
+    def __init__(
+        self, message: str, *, code: str | None = None, request_id: str | None = None, **where: Any
+    ) -> None:
+        super().__init__(message, **where)
+        self.code = code
+        self.request_id = request_id
+
+
+class BusyError(StoreError):
+    """The store asks to be asked again later; the transfer does so, and callers see a `TransferError`.
+
+    Attributes:
+        retry_after: seconds the store asked for, or None.
+    """
+
+    retryable = True
+    retry_after: float | None
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.retry_after = retry_after
+
+
+class CredentialsError(StoreError):
+    """No credentials were found, or the store did not accept them."""
+
+
+class ObjectNotFoundError(StoreError, FileNotFoundError):
+    """There is no such object, version or bucket."""
+
+
+class AccessDeniedError(StoreError, PermissionError):
+    """The credentials are valid but may not do this."""
+
+
+class ObjectChangedError(StoreError):
+    """The object was overwritten or deleted while it was being read; nothing of the mix is returned."""
+
+    retryable = True
+
+
+class TransferError(StoreError, ConnectionError):
+    """The network or the store failed on every attempt; the last cause is chained.
+
+    Attributes:
+        range: the half-open byte range ``(start, stop)`` that could not be read, or None.
+        attempts: how many times it was tried.
+    """
+
+    retryable = True
+    range: tuple[int, int | None] | None
+    attempts: int
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        range: tuple[int, int | None] | None = None,
+        attempts: int = 1,
+        **where: Any,
+    ) -> None:
+        super().__init__(message, **where)
+        self.range = range
+        self.attempts = attempts

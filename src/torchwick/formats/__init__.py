@@ -1,0 +1,1 @@
+"""Says where tensors are. Parses bytes; moves none."""

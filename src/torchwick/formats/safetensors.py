@@ -1,0 +1,109 @@
+"""Reads a safetensors header into a `Catalog`, believing nothing it says before it is checked.
+
+The format, from its specification (github.com/huggingface/safetensors, "Format"): 8 bytes of header length
+N as a little-endian integer, N bytes of JSON that start with ``{`` and may be padded with spaces, then the
+tensors' bytes, without holes or overlaps. ``data_offsets`` count from the end of the header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from torchwick.errors import FormatError
+from torchwick.formats.catalog import Catalog, TensorEntry
+
+__all__ = ["DTYPE_BITS", "header_length", "looks_like", "read_catalog"]
+
+_LENGTH_BYTES = 8
+_MOST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+
+DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+"""Bits of one element, by the names of the reference implementation's ``Dtype``."""
+
+
+def looks_like(head: memoryview) -> bool:
+    """Whether an object that begins so is meant to be safetensors."""
+    return len(head) > _LENGTH_BYTES and head[_LENGTH_BYTES] == ord("{")
+
+
+def header_length(head: memoryview) -> int:
+    """Return the bytes of the JSON header, from an object's first 8 bytes."""
+    return int.from_bytes(head[:_LENGTH_BYTES], "little")
+
+
+def read_catalog(read: Callable[[int, int], memoryview], size: int | None, uri: object) -> Catalog:
+    """Read and check the header.
+
+    Args:
+        read: returns the bytes of a half-open range.
+        size: the object's bytes; None where the server does not say.
+        uri: the object, for messages.
+
+    Raises:
+        FormatError: the header is absurd, or does not agree with itself or with the object's size.
+    """
+    length = header_length(read(0, _LENGTH_BYTES))
+    first = _LENGTH_BYTES + length
+    if length > _MOST_HEADER or (size is not None and first > size):
+        _refuse(uri, f"the header claims {length} bytes, the object has {size}")
+    try:
+        header = json.loads(bytes(read(_LENGTH_BYTES, first)), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the safetensors header is not JSON: {error}", uri=uri, hint=_CORRUPT) from error
+    if not isinstance(header, dict):
+        _refuse(uri, "the header is no JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(uri, "the header's __metadata__ is no map of texts")
+    entries = {name: _entry(name, said, first, uri) for name, said in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    _check_gapless(ordered, first, size, uri)
+    return Catalog(ordered, metadata)
+
+
+_CORRUPT = "The file is corrupt or was cut short: upload it again."
+
+
+def _refuse(uri: object, message: str) -> NoReturn:
+    raise FormatError(f"corrupt safetensors: {message}", uri=uri, hint=_CORRUPT)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _entry(name: str, said: Any, first: int, uri: object) -> TensorEntry:
+    match said:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
+            pass
+        case _:
+            _refuse(uri, f"the header's entry for {name!r} lacks its dtype, shape or offsets")
+    if dtype not in DTYPE_BITS:
+        _refuse(uri, f"tensor {name!r} has the unknown dtype {dtype!r}")
+    if not all(isinstance(length, int) and length >= 0 for length in shape):
+        _refuse(uri, f"tensor {name!r} has the shape {shape}")
+    if (stop - start) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
+        _refuse(uri, f"tensor {name!r} is {dtype} of shape {shape} in {stop - start} bytes")
+    return TensorEntry(dtype, tuple(shape), first + start, first + stop)
+
+
+def _check_gapless(ordered: dict[str, TensorEntry], first: int, size: int | None, uri: object) -> None:
+    position = first
+    for name, entry in ordered.items():
+        if entry.start != position:
+            _refuse(uri, f"tensor {name!r} begins at byte {entry.start}, where {position} was due")
+        position = entry.stop
+    if size is not None and position != size:
+        kind = "cut short" if size < position else "too long"
+        _refuse(uri, f"the header accounts for {position} bytes, the object has {size}: it is {kind}")

@@ -1,0 +1,212 @@
+"""Reads the directory of torch's zip format, and derives from it where each record's bytes are.
+
+The directory at the end of a zip file (PKWARE APPNOTE 6.3, section 4.3) says where each record's *local
+header* is, not where its data begin: that depends on the local header's own length, and the local headers
+lie between the tensors. Reading each would cost a request a tensor. They can be derived: the data of a record
+end where the next header begins, less a data descriptor. What is derived is a guess until it is checked
+against the real headers, which flow past when neighbouring records are read together.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torchwick.errors import FormatError
+
+__all__ = ["LOCAL_BYTES", "Archive", "Layout", "Record", "derive_layout", "header_agrees", "read_archive"]
+
+Read = Callable[[int, int], memoryview]
+
+_END = b"PK\x05\x06"
+_END64_LOCATOR = b"PK\x06\x07"
+_END64 = b"PK\x06\x06"
+_ENTRY = b"PK\x01\x02"
+_LOCAL = b"PK\x03\x04"
+_END_BYTES, _LOCATOR_BYTES, _END64_BYTES, _ENTRY_BYTES, LOCAL_BYTES = 22, 20, 56, 46, 30
+TAIL = 256 << 10  # the end record with the longest comment (64 KiB), and most directories whole
+_WIDE = 0xFFFFFFFF
+_ZIP64_VERSION = 45  # "version needed to extract" of an entry with 64-bit sizes
+_HAS_DESCRIPTOR = 1 << 3  # general purpose flag: a data descriptor follows the data
+_ALIGNMENT = 64  # torch.save's default since 1.6: caffe2/serialize/inline_container.h, kFieldAlignment
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file in the archive, as the directory describes it.
+
+    Attributes:
+        name: its name below the archive's root, in lower case since torch's reader ignores case:
+            ``"data.pkl"``, ``"data/0"``.
+        header: offset of its local header.
+        name_bytes: its whole name, undecoded.
+        size: bytes of the data, uncompressed.
+        stored: whether the data are neither compressed nor encrypted.
+        described: whether a data descriptor follows the data.
+        wide: whether it was written with 64-bit sizes.
+    """
+
+    name: str
+    header: int
+    name_bytes: bytes
+    size: int
+    stored: bool
+    described: bool
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The directory: records by name, in the order of the file, and the offset where the directory begins."""
+
+    records: dict[str, Record]
+    directory: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the data of each record begin, derived: `starts` by the record's name."""
+
+    archive: Archive
+    starts: dict[str, int]
+
+    def local_header(self, record: Record) -> bytes:
+        """Return the local header as it must be for the derived layout to hold, its padding zero."""
+        padding = self.starts[record.name] - record.header - LOCAL_BYTES - len(record.name_bytes)
+        size = min(record.size, _WIDE)
+        fixed = struct.pack("<4s14xIIHH", _LOCAL, size, size, len(record.name_bytes), padding)
+        return fixed + record.name_bytes + bytes(padding)
+
+
+def header_agrees(header: memoryview, record: Record, start: int) -> bool:
+    """Whether a real local header (its first 30 bytes or more) puts the record's data at `start`."""
+    signature, name_length, extra_length = struct.unpack_from("<4s22xHH", header)
+    data_start: int = record.header + LOCAL_BYTES + name_length + extra_length
+    return bool(signature == _LOCAL) and data_start == start
+
+
+def read_archive(read: Read, size: int, uri: object) -> Archive:
+    """Read the directory.
+
+    Args:
+        read: returns the bytes of a half-open range.
+        size: the object's bytes.
+        uri: the object, for messages.
+
+    Raises:
+        FormatError: there is none, as in a file that was cut short, or it contradicts itself.
+    """
+    count, directory, length = _find_directory(read, size, uri)
+    if directory + length > size or count * _ENTRY_BYTES > length:
+        raise _corrupt(
+            uri, f"its directory claims {count} records in bytes {directory} to {directory + length}"
+        )
+    records = _parse_directory(read(directory, directory + length), count, directory, uri)
+    # As torch's reader has it: the root is what the first record's name begins with.
+    root = records[0].name.partition("/")[0] + "/" if records else ""
+    below = {r.name.removeprefix(root).lower(): r for r in sorted(records, key=lambda r: r.header)}
+    if len(below) != len(records):
+        # Which of the two torch would take depends on its search; a scanner may have seen the other one.
+        raise _corrupt(uri, "two of its records have one name")
+    return Archive({name: replace(record, name=name) for name, record in below.items()}, directory)
+
+
+def _corrupt(uri: object, message: str) -> FormatError:
+    hint = "It is corrupt or was cut short: upload it again, whole."
+    return FormatError(f"the zip archive cannot be read: {message}", uri=uri, hint=hint)
+
+
+def _find_directory(read: Read, size: int, uri: object) -> tuple[int, int, int]:
+    """Return the directory's count of records, offset, and bytes, from the end of the file."""
+    tail_at = max(0, size - TAIL)
+    tail = bytes(read(tail_at, size))
+    end = tail.rfind(_END)
+    if end < 0 or end + _END_BYTES > len(tail):
+        raise _corrupt(uri, f"its directory is missing, which belongs at the end, byte {size}")
+    count, length, directory = struct.unpack_from("<HII", tail, end + 10)
+    locator = end - _LOCATOR_BYTES
+    if (count == 0xFFFF or _WIDE in (length, directory)) and tail[max(0, locator) :].startswith(
+        _END64_LOCATOR
+    ):
+        (end64,) = struct.unpack_from("<Q", tail, locator + 8)
+        if end64 + _END64_BYTES > size:
+            raise _corrupt(uri, f"its zip64 record is said to be at byte {end64} of {size}")
+        signature, count, length, directory = struct.unpack("<4s28xQQQ", read(end64, end64 + _END64_BYTES))
+        if signature != _END64:
+            raise _corrupt(uri, f"no zip64 record is at byte {end64}")
+    return count, directory, length
+
+
+def _parse_directory(data: memoryview, count: int, directory: int, uri: object) -> list[Record]:
+    records, position = list[Record](), 0
+    for _ in range(count):
+        if position + _ENTRY_BYTES > len(data) or data[position : position + 4] != _ENTRY:
+            raise _corrupt(uri, f"entry {len(records)} of its directory is damaged")
+        record, position = _parse_entry(data, position, uri)
+        if record.header + LOCAL_BYTES + record.size > directory and record.stored:
+            raise _corrupt(uri, f"record {record.name!r} claims {record.size} bytes at {record.header}")
+        records.append(record)
+    return records
+
+
+def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
+    needed, flags, method, packed, size, name_n, extra_n, comment_n, header = struct.unpack_from(
+        "<6xHHH8xIIHHH8xI", data, at
+    )
+    wide = needed >= _ZIP64_VERSION or _WIDE in (size, packed, header)
+    name_at, extra_at = at + _ENTRY_BYTES, at + _ENTRY_BYTES + name_n
+    end = extra_at + extra_n + comment_n
+    if end > len(data):
+        raise _corrupt(uri, "an entry of its directory reaches beyond it")
+    try:
+        size, packed, header = _widen(bytes(data[extra_at : extra_at + extra_n]), size, packed, header)
+    except struct.error as error:
+        raise _corrupt(uri, "a zip64 field of its directory is too short") from error
+    name_bytes = bytes(data[name_at:extra_at])
+    stored = method == 0 and packed == size and not flags & 1
+    name = name_bytes.decode("utf-8", "replace")
+    return Record(name, header, name_bytes, size, stored, bool(flags & _HAS_DESCRIPTOR), wide), end
+
+
+def _widen(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
+    """Replace values that did not fit 32 bits by those of the zip64 field (APPNOTE 4.5.3)."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, length = struct.unpack_from("<HH", extra, at)
+        if tag == 1:
+            field = extra[at + 4 : at + 4 + length]
+            wide = [value == _WIDE for value in (size, packed, header)]
+            values = iter(struct.unpack_from(f"<{sum(wide)}Q", field))
+            size = next(values) if wide[0] else size
+            packed = next(values) if wide[1] else packed
+            header = next(values) if wide[2] else header
+        at += 4 + length
+    return size, packed, header
+
+
+def derive_layout(archive: Archive) -> Layout | None:
+    """Derive where each record's data begin, or None where that takes more than the directory."""
+    records = list(archive.records.values())
+    starts: dict[str, int] = {}
+    for record, following in zip(records, [r.header for r in records[1:]] + [archive.directory], strict=True):
+        start = _derive_start(record, following) if record.stored else None
+        if start is None:
+            return None
+        starts[record.name] = start
+    return Layout(archive, starts)
+
+
+def _derive_start(record: Record, following: int) -> int | None:
+    """Return where the data begin if they end at the next header, less a data descriptor.
+
+    A descriptor has 16 bytes, or 24 with 64-bit sizes; torch's own writer pads data to a multiple of 64, so
+    that of several possible starts the aligned one is meant.
+    """
+    first = record.header + LOCAL_BYTES + len(record.name_bytes)
+    descriptors = ((24, 16) if record.wide else (16, 24)) if record.described else (0,)
+    possible = [
+        start for d in descriptors if first <= (start := following - d - record.size) <= first + 0xFFFF
+    ]
+    aligned = [start for start in possible if start % _ALIGNMENT == 0]
+    return next(iter(aligned or possible), None)

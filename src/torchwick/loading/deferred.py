@@ -1,0 +1,279 @@
+"""Let torch.load lay out the storages, and only fill them.
+
+torch.load gets a file that answers its small reads (directory, headers, pickle) from bytes already fetched,
+and that only *notes* a read into a storage's memory. So torch.load builds the real object, with its real safe
+unpickler, over memory not yet touched. The notes are the plan of the transfer: exact offsets, exact memory.
+
+This is exact only where nothing looks at values while the object is built; `defer_zip` and `defer_legacy`
+return None wherever that, or anything else they rely on, is not certain.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import io
+import logging
+import struct
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+import torch
+
+from torchwick.formats.pickles import PickleFacts, values_unseen
+from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace, element_size
+from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
+from torchwick.loading.devices import MapLocation, is_meta, stays_on_cpu
+from torchwick.loading.refusals import explain
+from torchwick.loading.source import Source
+from torchwick.transfer import Fill, RangeCache
+
+__all__ = ["defer_legacy", "defer_zip", "storages_agree"]
+
+_MOST_DESCRIPTOR = 24  # bytes between the data of a record and the next header
+_log = logging.getLogger("torchwick")
+
+
+class DeferredFile(io.RawIOBase):
+    """A seekable file that answers reads from what is known, and notes reads of what may wait.
+
+    Args:
+        cache: the object's bytes; a read that is neither known nor may wait is fetched at once.
+        size: bytes of the object.
+        assumed: bytes that stand in for unread ones, by offset: derived headers.
+        may_wait: half-open ranges whose reads are only noted.
+    """
+
+    def __init__(
+        self, cache: RangeCache, size: int, assumed: dict[int, bytes], may_wait: Iterable[tuple[int, int]]
+    ) -> None:
+        self._cache = cache
+        self._size = size
+        self._assumed = assumed
+        self._may_wait = sorted(may_wait)
+        self._position = 0
+        self.noted: list[Fill] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = (0, self._position, self._size)[whence] + offset
+        return self._position
+
+    def readinto(self, destination: Any) -> int:
+        start = self._position
+        count = max(0, min(len(destination), self._size - start))
+        self._position += count
+        known = self._known(start, start + count)
+        if known is not None:
+            destination[:count] = known
+        elif self._waits(start, start + count):
+            self.noted.append(Fill(start, memoryview(destination).cast("B")[:count]))
+        else:
+            destination[:count] = self._cache.read(start, start + count)
+        return count
+
+    def read(self, count: int | None = -1) -> bytes:
+        """Return bytes, which must be the real ones: never noted."""
+        start = self._position
+        wanted = self._size - start if count is None or count < 0 else min(count, self._size - start)
+        self._position += max(0, wanted)
+        known = self._known(start, start + wanted)
+        return bytes(self._cache.read(start, start + wanted) if known is None else known)
+
+    def readline(self, size: int | None = -1) -> bytes:  # noqa: ARG002
+        """Return bytes up to the next line feed; pickles use it for the names of globals."""
+        line = bytearray()
+        while not line.endswith(b"\n") and (byte := self.read(1)):
+            line += byte
+        return bytes(line)
+
+    def _known(self, start: int, stop: int) -> memoryview | bytes | None:
+        real = self._cache.find(start, stop)
+        if real is not None:
+            return real
+        stand_in = self._assumed.get(start)
+        return stand_in[: stop - start] if stand_in is not None and len(stand_in) >= stop - start else None
+
+    def _waits(self, start: int, stop: int) -> bool:
+        at = bisect.bisect_right(self._may_wait, (start, sys.maxsize)) - 1
+        return at >= 0 and stop <= self._may_wait[at][1] and start < stop
+
+
+@dataclass
+class _Storages:
+    """The storages torch.load makes, kept alive until they are filled: a noted view does not own them."""
+
+    made: list[torch.UntypedStorage] = field(default_factory=list)
+
+    def keep(self, storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
+        self.made.append(storage)
+        return storage
+
+    def own(self, fills: Iterable[Fill]) -> bool:
+        """Whether each noted view lies inside one of the storages."""
+        spans = sorted((s.data_ptr(), s.data_ptr() + s.nbytes()) for s in self.made if s.nbytes())
+        for fill in fills:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(fill.buffer))
+            at = bisect.bisect_right(spans, (address, sys.maxsize)) - 1
+            if at < 0 or address + len(fill.buffer) > spans[at][1]:
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Bytes that lie between the storages, and what must be true of them."""
+
+    fill: Fill
+    holds: Callable[[memoryview], bool]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a deferred load returns, apart from None: the object itself may be None."""
+
+    value: Any
+
+
+def defer_zip(
+    source: Source, layout: Layout, facts: PickleFacts, map_location: MapLocation, *, weights_only: bool
+) -> Loaded | None:
+    """Load a zip checkpoint by filling, or return None where that is not certain to be exact.
+
+    Raises:
+        FormatError: torch's loader cannot read it.
+        StoreError: the bytes cannot be read.
+    """
+    records = {name: r for name, r in layout.archive.records.items() if name.startswith("data/")}
+    if not (_is_blind(facts) and _is_native(source, layout) and storages_agree(facts, records)):
+        return None
+    if not is_meta(map_location) and not stays_on_cpu(map_location, _tags(facts)):
+        return None
+    checks = _header_checks(layout, records.values())
+    known = [(check, source.cache.find(check.fill.start, check.fill.stop)) for check in checks]
+    if not all(check.holds(header) for check, header in known if header is not None):
+        return None
+    file = DeferredFile(
+        source.cache,
+        _size(source),
+        {record.header: layout.local_header(record) for record in layout.archive.records.values()},
+        ((layout.starts[name], layout.starts[name] + record.size) for name, record in records.items()),
+    )
+    return _load(source, file, [c for c, header in known if header is None], map_location, weights_only)
+
+
+def defer_legacy(
+    source: Source, legacy: LegacyFile, map_location: MapLocation, *, weights_only: bool
+) -> Loaded | None:
+    """Load a legacy checkpoint by filling, or return None where that is not certain to be exact.
+
+    Raises:
+        FormatError: torch's loader cannot read it.
+        StoreError: the bytes cannot be read.
+    """
+    facts = legacy.facts
+    views = any(place.fact.is_view for place in legacy.storages)
+    if not _is_blind(facts) or views or sys.byteorder != "little":
+        return None
+    if not stays_on_cpu(map_location, _tags(facts)):
+        return None
+    counts = {place.start: struct.pack("<q", place.fact.numel) for place in legacy.storages}
+    checks = [_count_check(place, counts[place.start]) for place in legacy.storages]
+    file = DeferredFile(
+        source.cache,
+        _size(source),
+        counts,
+        ((place.data, place.data + place.size) for place in legacy.storages),
+    )
+    return _load(source, file, checks, map_location, weights_only)
+
+
+def _load(
+    source: Source, file: DeferredFile, checks: list[_Check], map_location: MapLocation, weights_only: bool
+) -> Loaded | None:
+    storages = _Storages()
+    keep: Any = map_location if is_meta(map_location) else storages.keep
+    with explain(source.uri, weights_only=weights_only, sound=True):
+        value = torch.load(cast(IO[bytes], file), map_location=keep, weights_only=weights_only, mmap=False)
+    if not storages.own(file.noted):
+        _log.debug("%s: torch read into memory of its own; taking the careful path", source.uri)
+        return None
+    between = checks if file.noted else []
+    source.fill([*file.noted, *(check.fill for check in between)])
+    if not all(check.holds(check.fill.buffer) for check in between):
+        _log.warning("%s: its records lie where no known writer puts them; reading it again", source.uri)
+        return None
+    return Loaded(value)
+
+
+def _size(source: Source) -> int:
+    size = source.info.size
+    if size is None:
+        raise AssertionError("a deferred load needs the object's size")
+    return size
+
+
+def _is_blind(facts: PickleFacts) -> bool:
+    return all(map(values_unseen, facts.globals))
+
+
+def _tags(facts: PickleFacts) -> set[str]:
+    return {fact.location for fact in facts.storages.values()}
+
+
+def _is_native(source: Source, layout: Layout) -> bool:
+    """Whether the storages need no swapping of bytes, which torch does while unpickling."""
+    record = layout.archive.records.get("byteorder")
+    if record is None:  # written before torch 2.1: torch takes it for little-endian unless told otherwise
+        told = torch.serialization.get_default_load_endianness()
+        little = torch.serialization.LoadEndianness.LITTLE
+        return sys.byteorder == "little" and told in (None, little)
+    start = layout.starts["byteorder"]
+    return bytes(source.cache.read(start, start + record.size)) == sys.byteorder.encode()
+
+
+def storages_agree(facts: PickleFacts, records: Mapping[str, Record]) -> bool:
+    """Whether the pickle and the directory say the same of every storage."""
+    for key, fact in facts.storages.items():
+        record, width = records.get(f"data/{key}"), element_size(fact.type_name)
+        if record is None or width is None or record.size != fact.numel * width:
+            return False
+    return True
+
+
+def _header_checks(layout: Layout, records: Iterable[Record]) -> list[_Check]:
+    """Checks of the real local headers, each read with all that lies between two records' data.
+
+    So that neighbouring records, with what is between them, are read by one request.
+    """
+    checks, end = list[_Check](), 0
+    for record in records:
+        if record.size == 0:
+            continue
+        begin = end if 0 <= record.header - end <= _MOST_DESCRIPTOR else record.header
+        start = layout.starts[record.name]
+        checks.append(
+            _Check(Fill(begin, memoryview(bytearray(start - begin))), _agreement(record, begin, start))
+        )
+        end = start + record.size
+    return checks
+
+
+def _agreement(record: Record, begin: int, start: int) -> Callable[[memoryview], bool]:
+    at = record.header - begin
+    return lambda between: header_agrees(between[at : at + LOCAL_BYTES], record, start)
+
+
+def _count_check(place: StoragePlace, expected: bytes) -> _Check:
+    fill = Fill(place.start, memoryview(bytearray(COUNT_BYTES)))
+    return _Check(fill, lambda count: bytes(count) == expected)

@@ -1,0 +1,75 @@
+"""safetensors: lay the tensors out from the header, and read each one's bytes into its own memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from torchwick.errors import FormatError
+from torchwick.formats import safetensors
+from torchwick.formats.catalog import TensorEntry
+from torchwick.loading.buffers import writable_bytes
+from torchwick.loading.devices import MapLocation, settle
+from torchwick.loading.source import Source
+from torchwick.transfer import Fill
+
+__all__ = ["load_safetensors"]
+
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32",
+    "U32": "uint32", "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64", "C64": "complex64", "F4": "float4_e2m1fn_x2", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, torch.Tensor]:
+    """Return the tensors by name, in the order of their bytes, as ``safetensors.torch.load_file`` does.
+
+    Raises:
+        FormatError: the header is corrupt, or torch has no such dtype.
+        StoreError: the bytes cannot be read.
+    """
+    device = settle(map_location, source.uri)
+    catalog = safetensors.read_catalog(source.cache.read, source.info.size, source.uri)
+    if device.type == "meta":
+        return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
+    tensors = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
+    _fill(source, [(entry, tensors[name]) for name, entry in catalog.entries.items()])
+    # One by one, each CPU tensor let go as soon as it has moved.
+    return {name: tensors.pop(name).to(device) for name in catalog.entries}
+
+
+def _empty(entry: TensorEntry, source: Source, device: torch.device) -> torch.Tensor:
+    """Return uninitialised memory of the entry's dtype and shape."""
+    dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
+    if dtype is None:
+        hint = "A newer torch may have it."
+        raise FormatError(
+            f"torch {torch.__version__} has no dtype for {entry.dtype}", uri=source.uri, hint=hint
+        )
+    shape = entry.shape
+    if entry.dtype == "F4":  # two elements in one of torch's
+        shape = (*shape[:-1], shape[-1] // 2)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _fill(source: Source, wanted: list[tuple[TensorEntry, torch.Tensor]]) -> None:
+    fills = []
+    for entry, tensor in wanted:
+        if entry.stop == entry.start:
+            continue
+        buffer = writable_bytes(tensor)
+        known = source.cache.find(entry.start, entry.stop)
+        if known is not None:
+            buffer[:] = known
+        else:
+            fills.append(Fill(entry.start, buffer))
+    source.fill(fills)
+    if sys.byteorder == "big":  # the format is little-endian
+        for _, tensor in wanted:
+            storage: Any = tensor.untyped_storage()
+            storage.byteswap(tensor.dtype)

@@ -1,0 +1,66 @@
+"""The careful path: the whole object in memory that looks like a file, opened by torch's own loader.
+
+The file is a ``memfd`` (memfd_create(2)): memory with a name under ``/proc``, never a disk. It is filled in
+parallel like any other memory; where torch can map it, its pages become the tensors, and no second copy is
+ever made.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from torchwick.errors import FormatError, MemoryLimitError
+from torchwick.loading.source import Source
+from torchwick.transfer import Fill
+
+__all__ = ["spool"]
+
+
+@contextmanager
+def spool(source: Source, *, second_copy: bool) -> Iterator[str]:
+    """Fetch the whole object into memory, and yield the path under which it can be opened.
+
+    Args:
+        source: the object.
+        second_copy: whether the loader will copy out of the file: the file then counts against
+            ``TransferConfig.memory_limit``.
+
+    Raises:
+        MemoryLimitError: the file would be larger than the limit.
+        StoreError: the bytes cannot be read.
+    """
+    with _memory_file() as file:
+        if source.info.size is None:
+            source.pour(file)
+        else:
+            _check_limit(source, source.info.size, second_copy=second_copy)
+            file.truncate(source.info.size)
+            with mmap.mmap(file.fileno(), source.info.size) as pages, memoryview(pages) as view:
+                source.fill([Fill(0, view)])
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _memory_file() -> BinaryIO:
+    if not hasattr(os, "memfd_create"):
+        raise FormatError(
+            "this kind of file needs Linux, whose memory can be opened as a file",
+            hint="Download it, and load it from a local path.",
+        )
+    return os.fdopen(os.memfd_create("torchwick"), "r+b", buffering=0)
+
+
+def _check_limit(source: Source, size: int, *, second_copy: bool) -> None:
+    limit = source.config.memory_bytes()
+    if second_copy and size > limit:
+        raise MemoryLimitError(
+            f"torch's loader for this kind of file copies it, and its {size} bytes held meanwhile exceed "
+            f"the memory limit of {limit}",
+            uri=source.uri,
+            hint="Raise TransferConfig.memory_limit, or save it anew as safetensors.",
+            needed=size,
+            limit=limit,
+        )

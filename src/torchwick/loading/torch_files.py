@@ -1,0 +1,190 @@
+"""What torch.save, torch.jit.save and torch.export.save write: deferred where that is exact, else spooled."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchwick.errors import FormatError
+from torchwick.formats.pickles import PickleFacts, look_into
+from torchwick.formats.torch_legacy import read_legacy
+from torchwick.formats.torch_zip import (
+    LOCAL_BYTES,
+    Archive,
+    Layout,
+    derive_layout,
+    header_agrees,
+    read_archive,
+)
+from torchwick.loading.deferred import defer_legacy, defer_zip, storages_agree
+from torchwick.loading.devices import MapLocation
+from torchwick.loading.refusals import check_safe, explain, refuse_code
+from torchwick.loading.source import Source
+from torchwick.loading.spooled import spool
+from torchwick.report import Method
+
+__all__ = ["Outcome", "load_legacy", "load_tar", "load_zip"]
+
+_MAPPABLE_ALIGNMENT = 16  # bytes: the widest element torch has, complex128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was loaded, of which format, and how."""
+
+    value: Any
+    format: str
+    method: Method
+
+
+def load_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    """Load any of torch's zip archives."""
+    if source.info.size is None or not source.info.ranged:
+        return _load_unranged_zip(source, map_location, weights_only=weights_only)
+    archive = read_archive(source.cache.read, source.info.size, source.uri)
+    if "constants.pkl" in archive.records:
+        return _load_torchscript(source, map_location, weights_only=weights_only)
+    if "archive_format" in archive.records or "serialized_exported_program.json" in archive.records:
+        return _load_exported(source, weights_only=weights_only)
+    if "data.pkl" not in archive.records:
+        hint = "Is it an .npz, a Keras model, or a zip of a model? Unpack it first."
+        raise FormatError("a zip archive without the data.pkl of torch.save", uri=source.uri, hint=hint)
+    return _load_saved(source, archive, map_location, weights_only=weights_only)
+
+
+def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    """Load the format of torch before 1.6."""
+    legacy = read_legacy(source.cache.read, source.info.size, source.uri)
+    if legacy is not None:
+        if weights_only:
+            data = bytes(source.cache.read(legacy.pickle_start, legacy.pickle_stop))
+            check_safe(legacy.facts, data, source.uri)
+        if source.info.size is not None:
+            loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
+            if loaded is not None:
+                return Outcome(loaded.value, "torch legacy", "deferred")
+    with (
+        spool(source, second_copy=True) as path,
+        explain(source.uri, weights_only=weights_only, sound=legacy is not None),
+    ):
+        value = _torch_load(path, map_location, weights_only=weights_only, mmap=False)
+    return Outcome(value, "torch legacy", "spooled")
+
+
+def load_tar(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    """Load the tar format of torch before 0.1.10, which torch reads only with ``weights_only=False``."""
+    if weights_only:
+        raise refuse_code("a checkpoint in the tar format of torch before 0.1.10 is all pickles", source.uri)
+    with spool(source, second_copy=True) as path, explain(source.uri, weights_only=False):
+        value = _torch_load(path, map_location, weights_only=False, mmap=False)
+    return Outcome(value, "torch tar", "spooled")
+
+
+def _load_saved(
+    source: Source, archive: Archive, map_location: MapLocation, *, weights_only: bool
+) -> Outcome:
+    layout = derive_layout(archive)
+    facts = _look(source, layout)
+    if layout is not None and facts is not None:
+        if weights_only:
+            check_safe(facts, _pickle(source, layout), source.uri)
+        loaded = defer_zip(source, layout, facts, map_location, weights_only=weights_only)
+        if loaded is not None:
+            return Outcome(loaded.value, "torch zip", "deferred")
+    mappable = layout is not None and facts is not None and _can_be_mapped(layout, facts)
+    with (
+        spool(source, second_copy=not mappable) as path,
+        explain(source.uri, weights_only=weights_only, sound=facts is not None),
+    ):
+        mmap = mappable and layout is not None and _headers_agree(path, layout)
+        value = _torch_load(path, map_location, weights_only=weights_only, mmap=mmap)
+    return Outcome(value, "torch zip", "spooled")
+
+
+def _torch_load(path: str, map_location: MapLocation, *, weights_only: bool, mmap: bool) -> Any:
+    where: Any = map_location  # torch's own annotation lacks some of the kinds it takes
+    return torch.load(path, map_location=where, weights_only=weights_only, mmap=mmap)
+
+
+def _can_be_mapped(layout: Layout, facts: PickleFacts) -> bool:
+    """Whether torch may take the pages of the file for tensors, as far as the directory tells.
+
+    torch maps without looking: a storage that is compressed, or shorter than the pickle says, it would take
+    as it lies.
+    """
+    starts = [layout.starts.get(f"data/{key}", 1) for key in facts.storages]
+    return storages_agree(facts, layout.archive.records) and not any(s % _MAPPABLE_ALIGNMENT for s in starts)
+
+
+def _headers_agree(path: str, layout: Layout) -> bool:
+    """Whether the local headers, now at hand, are where and what the directory made them seem."""
+    with Path(path).open("rb") as file:
+        for name, record in layout.archive.records.items():
+            file.seek(record.header)
+            if not header_agrees(memoryview(file.read(LOCAL_BYTES)), record, layout.starts[name]):
+                return False
+    return True
+
+
+def _pickle(source: Source, layout: Layout) -> bytes:
+    start = layout.starts["data.pkl"]
+    return bytes(source.cache.read(start, start + layout.archive.records["data.pkl"].size))
+
+
+def _look(source: Source, layout: Layout | None) -> PickleFacts | None:
+    """Look into the pickle; None where stand-ins cannot follow it and torch itself has to."""
+    if layout is None:
+        return None
+    try:
+        return look_into(_pickle(source, layout))
+    except (
+        AttributeError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ):
+        return None
+
+
+def _load_torchscript(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    if weights_only:
+        raise refuse_code("a TorchScript archive is a program", source.uri)
+    with (
+        spool(source, second_copy=True) as path,
+        explain(source.uri, weights_only=False),
+        warnings.catch_warnings(),
+    ):
+        jit_load: Any = torch.jit.load
+        # The caller asked for a model, not for a format, and cannot act on the format's deprecation here.
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
+        value = jit_load(path, map_location=map_location)
+    return Outcome(value, "TorchScript", "spooled")
+
+
+def _load_exported(source: Source, *, weights_only: bool) -> Outcome:
+    if weights_only:
+        raise refuse_code(
+            "a torch.export archive holds pickles that torch reads without restraint", source.uri
+        )
+    with (
+        spool(source, second_copy=True) as path,
+        Path(path).open("rb") as file,  # given a path, torch insists on the ending .pt2
+        explain(source.uri, weights_only=False),
+    ):
+        value = torch.export.load(file)
+    return Outcome(value, "pt2", "spooled")
+
+
+def _load_unranged_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    """Load from a server that answers no ranges: the directory, which is needed first, arrives last."""
+    with spool(source, second_copy=True) as path:
+        outcome = load_zip(source.reopened(path), map_location, weights_only=weights_only)
+    return replace(outcome, method="spooled")

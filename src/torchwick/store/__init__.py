@@ -1,0 +1,45 @@
+"""Where the bytes live. Stores know objects and ranges; never tensors."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+from torchwick.config import S3Config
+from torchwick.store.base import Body, Connection, ObjectInfo, Store
+from torchwick.uri import URI
+
+__all__ = ["Body", "Connection", "ObjectInfo", "Store", "open_store"]
+
+
+def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
+    """Return the store that holds `uri`, the same one for the same settings and AWS environment.
+
+    Args:
+        uri: any object of the store.
+        config: who asks, and which S3.
+        timeout: seconds without a byte after which a connection counts as dead.
+    """
+    return _open_store(uri.scheme, config, timeout, _environment())
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    """What botocore reads when it makes a client, so that a change of it makes another."""
+    return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or k == "HOME"))
+
+
+@lru_cache(maxsize=8)
+def _open_store(scheme: str, config: S3Config, timeout: float, environment: Any) -> Store:  # noqa: ARG001
+    # Imported here, so that a local file or a plain URL costs no import of botocore.
+    if scheme == "s3":
+        from torchwick.store.s3 import S3Store
+
+        return S3Store(config, timeout)
+    if scheme == "file":
+        from torchwick.store.local import LocalStore
+
+        return LocalStore()
+    from torchwick.store.web import WebStore
+
+    return WebStore(config, timeout, secure=scheme == "https")

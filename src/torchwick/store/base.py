@@ -1,0 +1,141 @@
+"""What a store is: objects and byte ranges, never tensors.
+
+A `Store` hands out `Connection`s; a connection answers one request at a time with a `Body`, which reads
+into memory that the caller owns. Every store is held to the same contract by one test suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torchwick.errors import ObjectChangedError, StoreError
+from torchwick.uri import URI
+
+__all__ = ["Body", "Connection", "EmptyBody", "ObjectInfo", "Store", "check_pinned", "lying_answer"]
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One version of one object, as an answer described it.
+
+    Attributes:
+        uri: its address.
+        size: bytes, or None where the server does not say.
+        etag: the tag that changes with the bytes, or None where the server gives none.
+        version: the S3 version, or None in a bucket without versions.
+        modified: the server's ``Last-Modified``, or None.
+        ranged: whether the server answers ranges; without them the object is one stream from its start.
+    """
+
+    uri: URI
+    size: int | None
+    etag: str | None = None
+    version: str | None = None
+    modified: str | None = None
+    ranged: bool = True
+
+
+class Body(Protocol):
+    """The bytes of one answer, from ``start`` up to ``stop`` (None: until the server closes)."""
+
+    info: ObjectInfo
+    start: int
+    stop: int | None
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read up to ``len(buffer)`` bytes into `buffer`; 0 means that the body has ended."""
+        ...
+
+    def close(self) -> None:
+        """Let the connection go on with its next request."""
+        ...
+
+
+class EmptyBody:
+    """The body of an object of zero bytes, which servers refuse to answer a range of."""
+
+    def __init__(self, info: ObjectInfo) -> None:
+        self.info = info
+        self.start = 0
+        self.stop: int | None = 0
+
+    def readinto(self, buffer: memoryview) -> int:  # noqa: ARG002
+        """Return 0: the end."""
+        return 0
+
+    def close(self) -> None:
+        """Hold nothing, let go of nothing."""
+
+
+class Connection(Protocol):
+    """One line to the store, used by one thread at a time, kept open between requests."""
+
+    def get(
+        self,
+        uri: URI,
+        start: int,
+        stop: int | None,
+        pinned: ObjectInfo | None = None,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Body:
+        """Ask for the half-open range ``[start, stop)``, bytes; a negative `start` counts from the end.
+
+        Args:
+            uri: the object.
+            start: first byte.
+            stop: one past the last byte; None reads to the end.
+            pinned: the version this must be; any other is `ObjectChangedError`.
+            while_waiting: called once, after the request has gone out and before the answer is awaited.
+
+        Raises:
+            StoreError: the store refused.
+            OSError: the network failed; the connection starts afresh at the next call.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Close the line; the next request opens a new one."""
+        ...
+
+    def abort(self) -> None:
+        """From any thread: make the call in progress fail now, and every later one at once."""
+        ...
+
+    def release(self) -> None:
+        """Leave the line, idle or aborted, to whoever connects next; the connection is not used again."""
+        ...
+
+
+class Store(Protocol):
+    """A place where objects are."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether bytes are decrypted on the way, which costs processor time for each connection."""
+        ...
+
+    def connect(self) -> Connection:
+        """Return a connection that no one else uses, over a line kept alive where there is one."""
+        ...
+
+
+def check_pinned(info: ObjectInfo, pinned: ObjectInfo) -> None:
+    """Refuse an answer that speaks of another version than the pinned one.
+
+    Raises:
+        ObjectChangedError: its tag or its size differs.
+    """
+    if (info.etag, info.size) != (pinned.etag, pinned.size):
+        raise ObjectChangedError(
+            f"the object was overwritten while it was being read (size {pinned.size} then {info.size}, "
+            f"ETag {pinned.etag} then {info.etag})",
+            uri=info.uri,
+            hint="Load it again, or pin one version with ?versionId=.",
+        )
+
+
+def lying_answer(uri: URI, message: str) -> StoreError:
+    """Return the error for an answer that contradicts its request; asking again would ask the same liar."""
+    return StoreError(message, uri=uri, hint="Look for a proxy or cache on the way that rewrites answers.")

@@ -1,0 +1,269 @@
+"""The data plane: one HTTP/1.1 connection that reads one range straight into the caller's memory.
+
+`http.client` parses heads; bodies are read by `readinto`, so that the kernel (or OpenSSL) writes into the
+tensors' own memory. Who signs the request is not this module's business.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import re
+import select
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from torchwick.store.base import ObjectInfo, check_pinned, lying_answer
+from torchwick.uri import URI
+
+__all__ = ["HTTPAnswer", "Line", "RangeBody", "range_header", "ranged_body"]
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_turn = itertools.count()
+
+
+class HTTPAnswer:
+    """The head of an answer, and its body to be read."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+        self.length = response.length
+        self.reusable = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read into `buffer`; 0 at the end of the body.
+
+        Raises:
+            ConnectionError: the connection ended before the body did.
+        """
+        count = self._response.readinto(buffer)
+        if count == 0 and len(buffer) and self._response.length:
+            missing = self._response.length
+            raise ConnectionResetError(f"the connection ended {missing} bytes before the answer did")
+        return count
+
+    def read(self, limit: int | None = None) -> bytes:
+        """Read the rest of the body, or up to `limit` bytes of it."""
+        return self._response.read(limit)
+
+    def stream(self, amount: int = 1 << 16, decode_content: bool = False) -> Iterator[bytes]:  # noqa: ARG002
+        """Yield the rest of the body, under the name by which botocore reads the body of an error."""
+        while data := self._response.read(amount):
+            yield data
+
+    def close(self) -> None:
+        """Let go of the body; the connection is `reusable` if it was read to its end."""
+        if not self._response.closed:
+            self.reusable = self._response.length == 0 or self._response.isclosed()
+            self._response.close()
+
+
+class Line:
+    """One connection to whichever host the last request named, kept open from request to request."""
+
+    def __init__(self, timeout: float, tls: Callable[[], ssl.SSLContext]) -> None:
+        self._timeout = timeout
+        self._tls = tls
+        self._origin: tuple[str, str] | None = None
+        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
+        self._answer: HTTPAnswer | None = None
+        self.aborted = False
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        while_waiting: Callable[[], None] | None = None,
+    ) -> HTTPAnswer:
+        """Send a request without a body and await the head of its answer.
+
+        Raises:
+            OSError: no connection, or it broke.
+            http.client.HTTPException: what came back is not HTTP.
+        """
+        parts = urlsplit(url)
+        connection = self._connect(parts.scheme, parts.netloc)
+        target = parts.path or "/"
+        connection.request(
+            method, f"{target}?{parts.query}" if parts.query else target, headers=dict(headers)
+        )
+        if while_waiting is not None:
+            while_waiting()
+        self._answer = HTTPAnswer(connection.getresponse())
+        return self._answer
+
+    def _connect(self, scheme: str, authority: str) -> http.client.HTTPConnection:
+        if not self._can_carry(scheme, authority):
+            self.reset()
+        if self._connection is None:
+            secure = scheme == "https"
+            connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(authority)
+            connection.sock = self._dial(connection.host, connection.port, secure=secure)
+            self._connection, self._origin = connection, (scheme, authority)
+        return self._connection
+
+    def _can_carry(self, scheme: str, authority: str) -> bool:
+        """Whether the open connection can carry one more request, to this host."""
+        if self._answer is not None:
+            self._answer.close()
+        return (
+            self._connection is not None
+            and self._connection.sock is not None  # None: the server announced that it would close
+            and self._origin == (scheme, authority)
+            and (self._answer is None or self._answer.reusable)
+            and not _readable(self._connection.sock)
+        )
+
+    def _dial(self, host: str, port: int, *, secure: bool) -> socket.socket:
+        """Open a socket, each connection starting from another of the host's addresses."""
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        first = next(_turn) % len(addresses)
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in addresses[first:] + addresses[:first]:
+            dialled = socket.socket(family, kind, protocol)
+            try:
+                return self._open(dialled, address, host if secure else None)
+            except OSError as error:
+                dialled.close()
+                failure = error
+        raise failure or OSError(f"{host} has no address")
+
+    def _open(
+        self, dialled: socket.socket, address: tuple[object, ...], tls_host: str | None
+    ) -> socket.socket:
+        self._socket = dialled  # before it connects, so that abort() reaches it
+        if self.aborted:
+            _raise_aborted()
+        dialled.settimeout(self._timeout)
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        dialled.connect(address)
+        if tls_host is not None:
+            # The handshake comes after the wrapped socket is in reach of abort(): wrapping empties the other.
+            wrapped = self._tls().wrap_socket(
+                dialled, server_hostname=tls_host, do_handshake_on_connect=False
+            )
+            self._socket = dialled = wrapped
+            wrapped.do_handshake()
+        if self.aborted:
+            _raise_aborted()
+        return dialled
+
+    def reset(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._answer is not None:
+            self._answer.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._answer = self._connection = self._socket = self._origin = None
+
+    def abort(self) -> None:
+        """Make the call in progress, and any later one, fail at once. Callable from any thread."""
+        self.aborted = True
+        dialled = self._socket
+        if dialled is not None:
+            try:
+                # Not SSLSocket.shutdown, which drops its TLS state: a reader in another thread would
+                # then take ciphertext for data.
+                socket.socket.shutdown(dialled, socket.SHUT_RDWR)
+            except OSError:
+                return  # it was not connected any more
+
+
+def _readable(idle: socket.socket) -> bool:
+    """Whether something arrived while nothing was asked for: the server's goodbye."""
+    if not hasattr(select, "poll"):  # Windows: find out by the request that fails, and is tried again
+        return False
+    watch = select.poll()
+    watch.register(idle, select.POLLIN)
+    return bool(watch.poll(0))
+
+
+def _raise_aborted() -> NoReturn:
+    raise ConnectionAbortedError("the transfer was cancelled")
+
+
+class RangeBody:
+    """The body of an answer whose head agreed with what was asked for."""
+
+    def __init__(self, answer: HTTPAnswer, info: ObjectInfo, start: int, stop: int | None) -> None:
+        self._answer = answer
+        self.info = info
+        self.start = start
+        self.stop = stop
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read into `buffer`; 0 at the end."""
+        return self._answer.readinto(buffer)
+
+    def close(self) -> None:
+        """Let the connection go on."""
+        self._answer.close()
+
+
+def range_header(start: int, stop: int | None) -> str:
+    """Spell a half-open range as HTTP does (RFC 9110, section 14.1.2: last byte included).
+
+    Example:
+        >>> range_header(0, 10), range_header(5, None), range_header(-8, None)
+        ('bytes=0-9', 'bytes=5-', 'bytes=-8')
+    """
+    if start < 0:
+        return f"bytes={start}"
+    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+
+
+def ranged_body(
+    uri: URI, answer: HTTPAnswer, start: int, stop: int | None, pinned: ObjectInfo | None
+) -> RangeBody:
+    """Hold a 2xx answer against its request, before any of its bytes count.
+
+    Raises:
+        ObjectChangedError: it speaks of another version than `pinned`.
+        FormatError: it is compressed, or another range than the one asked for.
+    """
+    headers = answer.headers
+    if (encoding := headers.get("Content-Encoding", "identity")) not in ("identity", "aws-chunked", ""):
+        raise lying_answer(uri, f"the server sent the bytes encoded as {encoding}, though asked not to")
+    first: int
+    last: int | None
+    ranged = answer.status == http.client.PARTIAL_CONTENT
+    if ranged:
+        first, last, total = _content_range(uri, headers.get("Content-Range", ""))
+    else:
+        first, last, total = 0, answer.length, answer.length
+    info = ObjectInfo(
+        uri, total, headers.get("ETag"), headers.get("x-amz-version-id"), headers.get("Last-Modified"), ranged
+    )
+    if pinned is not None:
+        check_pinned(info, pinned)
+    if ranged:
+        _check_range(uri, (first, last, total), start, stop)
+    elif start != 0 and (pinned is None or pinned.ranged):
+        raise lying_answer(uri, "the server ignored the range it was asked for")
+    return RangeBody(answer, info, first, last)
+
+
+def _content_range(uri: URI, text: str) -> tuple[int, int, int | None]:
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        raise lying_answer(uri, f"the answer's Content-Range is {text!r}")
+    return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
+
+
+def _check_range(uri: URI, got: tuple[int, int | None, int | None], start: int, stop: int | None) -> None:
+    first, last, total = got
+    if total is None:
+        raise lying_answer(uri, "the answer does not say how large the object is")
+    wanted_first = max(0, total + start) if start < 0 else start
+    wanted_last = total if stop is None else min(stop, total)
+    if (first, last) != (wanted_first, wanted_last):
+        raise lying_answer(
+            uri, f"asked for bytes {wanted_first} to {wanted_last}, the answer holds {first} to {last}"
+        )

@@ -1,0 +1,131 @@
+"""Objects behind plain web addresses: public or presigned, on any server, with ranges or without."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from torchwick.config import S3Config
+from torchwick.errors import (
+    AccessDeniedError,
+    BusyError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from torchwick.store.base import Body, EmptyBody, ObjectInfo
+from torchwick.store.http import HTTPAnswer, range_header, ranged_body
+from torchwick.store.pool import LinePool, PooledConnection
+from torchwick.uri import URI
+
+__all__ = ["WebStore"]
+
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+
+
+class WebStore:
+    """Objects that a GET of their address returns.
+
+    Args:
+        config: only its ``ca_bundle`` matters here.
+        timeout: seconds without a byte after which a connection counts as dead.
+        secure: whether the addresses are ``https``.
+    """
+
+    def __init__(self, config: S3Config, timeout: float, *, secure: bool) -> None:
+        self._config = config
+        self._lines = LinePool(timeout, lambda: self._tls)
+        self.secure = secure
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self._config.ca_bundle)
+
+    def connect(self) -> WebConnection:
+        """Return a connection of its own for one thread."""
+        return WebConnection(self._lines)
+
+
+class WebConnection(PooledConnection):
+    """One line to a web server."""
+
+    def get(
+        self,
+        uri: URI,
+        start: int,
+        stop: int | None,
+        pinned: ObjectInfo | None = None,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Body:
+        """Ask for a range; see `torchwick.store.base.Connection.get`."""
+        headers = {"User-Agent": "torchwick"} | _conditions(pinned)
+        if pinned is None or pinned.ranged:
+            headers["Range"] = range_header(start, stop)
+        answer = self._follow(uri, headers, while_waiting)
+        if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and pinned is None:
+            return EmptyBody(ObjectInfo(uri, 0))
+        if answer.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
+            raise _refusal(uri, answer, pinned)
+        body = ranged_body(uri, answer, start, stop, pinned)
+        if _conditions(body.info):
+            return body
+        body.info = ObjectInfo(uri, body.info.size, ranged=False)  # nothing to pin parts by: one stream
+        return body
+
+    def _follow(
+        self, uri: URI, headers: dict[str, str], while_waiting: Callable[[], None] | None
+    ) -> HTTPAnswer:
+        """Send the request, and again where the server points elsewhere. Nothing secret goes along."""
+        url = f"{uri.scheme}://{uri.bucket}{uri.key}" + (f"?{uri.query}" if uri.query else "")
+        for _ in range(_MOST_REDIRECTS):
+            answer = self._line.request("GET", url, headers, while_waiting)
+            if answer.status not in _REDIRECTS:
+                return answer
+            target = urljoin(url, answer.headers.get("Location", ""))
+            answer.read(1 << 16)
+            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+                raise StoreError("the server redirects from https to an address that is not", uri=uri)
+            url = target
+        raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri)
+
+
+def _conditions(pinned: ObjectInfo | None) -> dict[str, str]:
+    """Headers that make the server refuse any other version. A weak tag matches none (RFC 9110, 13.1.1)."""
+    if pinned is None:
+        return {}
+    if pinned.etag is not None and not pinned.etag.startswith("W/"):
+        return {"If-Match": pinned.etag}
+    return {"If-Unmodified-Since": pinned.modified} if pinned.modified else {}
+
+
+def _refusal(uri: URI, answer: HTTPAnswer, pinned: ObjectInfo | None) -> StoreError:
+    status = answer.status
+    said = answer.read(4096).decode("utf-8", "replace")
+    about: dict[str, Any] = {
+        "uri": uri,
+        "code": str(status),
+        "request_id": answer.headers.get("x-amz-request-id"),
+    }
+    if status in _BUSY:
+        return BusyError(f"the server answered {status}", retry_after=_seconds(answer), **about)
+    if status == http.client.PRECONDITION_FAILED or (status == http.client.NOT_FOUND and pinned is not None):
+        hint = "Load it again."
+        return ObjectChangedError("the object was overwritten while it was being read", hint=hint, **about)
+    if status in (http.client.NOT_FOUND, http.client.GONE):
+        return ObjectNotFoundError("there is nothing at this address", hint="Check the path.", **about)
+    if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        expired = "expired" in said.lower()
+        hint = "Make a new presigned URL." if expired else "Is the URL complete, signature included?"
+        return AccessDeniedError(f"the server refused ({status})" + ", expired" * expired, hint=hint, **about)
+    return StoreError(f"the server answered {status}", **about)
+
+
+def _seconds(answer: HTTPAnswer) -> float | None:
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else None

@@ -1,0 +1,52 @@
+"""Reads an object whose size the server does not say: one stream, from its start to wherever it ends."""
+
+from __future__ import annotations
+
+import threading
+from typing import BinaryIO
+
+from torchwick.config import TransferConfig
+from torchwick.store import Connection, ObjectInfo, Store
+from torchwick.transfer.engine import Tally
+from torchwick.transfer.retry import TRANSIENT, Retry
+
+__all__ = ["read_stream"]
+
+_SLICE = 1 << 20  # bytes
+
+
+def read_stream(store: Store, info: ObjectInfo, config: TransferConfig, file: BinaryIO) -> Tally:
+    """Write the object into `file`, from its position 0; start again where the stream breaks.
+
+    Raises:
+        StoreError: it could not be read.
+    """
+    tally = Tally(connections=1)
+    retry = Retry(info.uri, config.max_attempts, threading.Event().wait)
+    connection = store.connect()
+    try:
+        while True:
+            try:
+                _read_once(connection, info, file, tally)
+            except TRANSIENT as error:
+                connection.reset()
+                retry.failed(error, 0, None)
+                tally.retries += 1
+            else:
+                return tally
+    finally:
+        connection.release()
+
+
+def _read_once(connection: Connection, info: ObjectInfo, file: BinaryIO, tally: Tally) -> None:
+    tally.requests += 1
+    file.seek(0)
+    file.truncate()
+    body = connection.get(info.uri, 0, None, info)
+    buffer = memoryview(bytearray(_SLICE))
+    try:
+        while count := body.readinto(buffer):
+            file.write(buffer[:count])
+            tally.bytes_read += count
+    finally:
+        body.close()
