@@ -49,11 +49,6 @@ class Comparison:
     torchwick: Timing
     boto3: Timing
 
-    @property
-    def ratio(self) -> float:
-        """How many times as long boto3 takes."""
-        return self.boto3.seconds / self.torchwick.seconds
-
 
 def compare(uri: str) -> Comparison:
     """Load the object several times each way; reach S3 through the AWS_* environment variables."""

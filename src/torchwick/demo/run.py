@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def run_demo(console: Console, *, size_gb: float = 1.0) -> None:
             models.extend(generate(directory, int(size_gb * GB)))
         _upload(console, server, models)
         results = [_measure(console, model) for model in models]
-    console.print(_table(results))
+        console.print(_table(results))
     console.print(_notes(), style="dim")
 
 
@@ -134,41 +135,33 @@ def _check(console: Console, model: Model, uri: str) -> int:
 
 
 def _table(results: Iterable[Result]) -> Table:
-    table = Table(title="The same objects from the same server, loaded two ways")
-    table.add_column("model")
-    table.add_column("format")
-    for heading in ("MB", "tensors", "torchwick", "boto3 + load", "boto3 : torchwick"):
+    table = Table(title="The same objects from the same server, loaded two ways", box=SIMPLE_HEAD)
+    table.add_column("object")
+    table.add_column("equal\ntensors", justify="right")
+    table.add_column("loaded\nwith")
+    for heading in ("\nseconds", "\nGB/s", "peak\nMB", "peak /\nsize"):
         table.add_column(heading, justify="right")
-    for heading in ("peak memory\ntorchwick", "peak memory\nboto3 + load"):
-        table.add_column(heading, justify="right")
-    table.add_column("equal", justify="center")
     for result in results:
-        size = result.model.size
-        table.add_row(
-            result.model.name,
-            result.model.path.suffix,
-            f"{size / MB:,.0f}",
-            str(result.tensors),
-            _speed(result.times.torchwick, size),
-            _speed(result.times.boto3, size),
-            f"{result.times.ratio:.1f}",
-            _memory(result.times.torchwick, size),
-            _memory(result.times.boto3, size),
-            "✓",
-        )
+        model, ours, theirs = result.model, result.times.torchwick, result.times.boto3
+        table.add_row(model.name, f"{result.tensors} ✓", "torchwick", *_figures(ours, model.size))
+        table.add_row(model.path.suffix, "", "boto3", *_figures(theirs, model.size))
+        ratio = f"{theirs.seconds / ours.seconds:.1f}x", "", f"{theirs.peak_bytes / ours.peak_bytes:.1f}x", ""
+        table.add_row(f"{model.size / MB:,.0f} MB", "", "ratio", *ratio, style="dim", end_section=True)
     return table
 
 
-def _speed(timing: Timing, size: int) -> str:
-    return f"{timing.seconds:.2f} s\n{size / timing.seconds / GB:.2f} GB/s"
-
-
-def _memory(timing: Timing, size: int) -> str:
-    return f"{timing.peak_bytes / MB:,.0f} MB\n{timing.peak_bytes / size:.2f}x"
+def _figures(timing: Timing, size: int) -> tuple[str, str, str, str]:
+    return (
+        f"{timing.seconds:.2f}",
+        f"{size / timing.seconds / GB:.2f}",
+        f"{timing.peak_bytes / MB:,.0f}",
+        f"{timing.peak_bytes / size:.2f}",
+    )
 
 
 def _notes() -> str:
     return (
+        "boto3: get_object().read(), then torch.load or safetensors.torch.load. "
         f"Each load ran in a process of its own. Times are medians of {ROUNDS}, the two ways taking turns; "
         "they include importing boto3 and torchwick, not torch. "
         "Peak memory is what came on top of Python with torch. "

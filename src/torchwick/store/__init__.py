@@ -8,6 +8,7 @@ from typing import Any
 
 from torchwick.config import S3Config
 from torchwick.store.base import Body, Connection, ObjectInfo, Store
+from torchwick.store.collector import collector_paused
 from torchwick.uri import URI
 
 __all__ = ["Body", "Connection", "ObjectInfo", "Store", "open_store"]
@@ -33,9 +34,10 @@ def _environment() -> tuple[tuple[str, str], ...]:
 def _open_store(scheme: str, config: S3Config, timeout: float, environment: Any) -> Store:  # noqa: ARG001
     # Imported here, so that a local file or a plain URL costs no import of botocore.
     if scheme == "s3":
-        from torchwick.store.s3 import S3Store
+        with collector_paused():
+            from torchwick.store.s3 import S3Store
 
-        return S3Store(config, timeout)
+            return S3Store(config, timeout)
     if scheme == "file":
         from torchwick.store.local import LocalStore
 

@@ -7,13 +7,14 @@ tensors' own memory. Who signs the request is not this module's business.
 from __future__ import annotations
 
 import http.client
+import io
 import itertools
 import re
 import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from torchwick.store.base import ObjectInfo, check_pinned, lying_answer
@@ -26,10 +27,18 @@ _turn = itertools.count()
 
 
 class HTTPAnswer:
-    """The head of an answer, and its body to be read."""
+    """The head of an answer, and its body to be read.
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
+    Args:
+        response: the head, parsed.
+        socket_: what the body arrives on; None where only `http.client` can tell its end.
+    """
+
+    def __init__(self, response: http.client.HTTPResponse, socket_: socket.socket | None) -> None:
         self._response = response
+        self._receive = None if socket_ is None or response.length is None else _receiver(socket_)
+        self._left = response.length
+        self._buffered = True
         self.status = response.status
         self.headers = response.headers
         self.length = response.length
@@ -41,26 +50,66 @@ class HTTPAnswer:
         Raises:
             ConnectionError: the connection ended before the body did.
         """
-        count = self._response.readinto(buffer)
-        if count == 0 and len(buffer) and self._response.length:
-            missing = self._response.length
-            raise ConnectionResetError(f"the connection ended {missing} bytes before the answer did")
+        if self._left is None:
+            return self._response.readinto(buffer)
+        buffer = buffer[: self._left]
+        if not buffer:
+            return 0
+        count = self._receive(buffer) if self._receive and not self._buffered else self._read_buffered(buffer)
+        if count == 0:
+            raise ConnectionResetError(f"the connection ended {self._left} bytes before the answer did")
+        self._left -= count
         return count
+
+    def _read_buffered(self, buffer: memoryview) -> int:
+        """Read what arrived together with the head, or more.
+
+        A `BufferedReader` holds at most its buffer's size, and holds nothing after filling more than that:
+        from then on bytes may come straight from the socket.
+        """
+        self._buffered = len(buffer) < io.DEFAULT_BUFFER_SIZE
+        return self._response.fp.readinto1(buffer)
 
     def read(self, limit: int | None = None) -> bytes:
         """Read the rest of the body, or up to `limit` bytes of it."""
-        return self._response.read(limit)
+        data = self._response.read(limit)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
 
     def stream(self, amount: int = 1 << 16, decode_content: bool = False) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the rest of the body, under the name by which botocore reads the body of an error."""
-        while data := self._response.read(amount):
+        while data := self.read(amount):
             yield data
 
     def close(self) -> None:
         """Let go of the body; the connection is `reusable` if it was read to its end."""
         if not self._response.closed:
-            self.reusable = self._response.length == 0 or self._response.isclosed()
+            self.reusable = self._left == 0 or (self._left is None and self._response.isclosed())
             self._response.close()
+
+
+def _receiver(connected: socket.socket) -> Callable[[memoryview], int]:
+    """Return the shortest way from a socket into memory, which fills a buffer unless the connection ends.
+
+    Over TLS the bytes come by records of at most 16 KiB (RFC 8446, section 5.1), so that the frames run for
+    each record are what reading costs in Python: here one, with `HTTPResponse.readinto` three.
+    """
+    read: Any = _reversed(connected.recv_into)
+    if isinstance(connected, ssl.SSLSocket):
+        read = connected.read
+
+    def fill(buffer: memoryview) -> int:
+        filled, size = 0, len(buffer)
+        while filled < size and (count := read(size - filled, buffer[filled:])):
+            filled += count
+        return filled
+
+    return fill
+
+
+def _reversed(receive: Callable[[memoryview, int], int]) -> Callable[[int, memoryview], int]:
+    return lambda size, buffer: receive(buffer, size)
 
 
 class Line:
@@ -96,7 +145,7 @@ class Line:
         )
         if while_waiting is not None:
             while_waiting()
-        self._answer = HTTPAnswer(connection.getresponse())
+        self._answer = HTTPAnswer(connection.getresponse(), connection.sock)
         return self._answer
 
     def _connect(self, scheme: str, authority: str) -> http.client.HTTPConnection:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torchwick.config import TransferConfig
 from torchwick.store import Body, Connection, Store
 from torchwick.transfer.memory import populate
-from torchwick.transfer.pace import Pace, first_connections
+from torchwick.transfer.pace import Pace, Reading, cores
 from torchwick.transfer.plan import Part
 from torchwick.transfer.retry import TRANSIENT, Retry
 
@@ -107,38 +107,40 @@ class Transfer:
         Raises:
             StoreError: a part could not be read. The memory of the parts is then in no defined state.
         """
-        count = min(
-            first_connections(self._config.connections, secure=self._store.secure), len(self._waiting)
-        )
-        if count == 0:
+        if not self._waiting:
             return Tally()
-        most = len(self._waiting)
-        with ThreadPoolExecutor(most, thread_name_prefix="torchwick-read") as pool:
+        self._pace = Pace.of(self._config.connections, secure=self._store.secure)
+        with ThreadPoolExecutor(len(self._waiting), thread_name_prefix="torchwick-read") as pool:
             try:
-                self._watch(pool, [self._start(pool) for _ in range(count)])
+                self._watch(pool)
             finally:
                 self._cancelled.set()
                 for worker in self._workers:
                     worker.abort_if_busy()
         return sum((worker.tally for worker in self._workers), Tally(connections=len(self._workers)))
 
-    def _start(self, pool: ThreadPoolExecutor) -> Future[None]:
-        worker = _Worker(self._store, self._waiting, self._config, self._cancelled)
-        self._workers.append(worker)
-        return pool.submit(worker.run)
-
-    def _watch(self, pool: ThreadPoolExecutor, running: list[Future[None]]) -> None:
-        pace = Pace(len(running), growing=self._config.connections == "auto")
-        seen, then = 0, time.monotonic()
+    def _watch(self, pool: ThreadPoolExecutor) -> None:
+        running = self._start(pool, self._pace.connections)
+        meter = _Meter()
         while not_done := wait(running, timeout=_TICK, return_when=FIRST_EXCEPTION).not_done:
             self._raise_failure(running)
-            there, now = sum(worker.there for worker in self._workers), time.monotonic()
-            more = min(pace.more((there - seen) / (now - then)), len(self._waiting))
-            running += [self._start(pool) for _ in range(more)]
-            seen, then = there, now
+            there = sum(worker.there for worker in self._workers)
+            running += self._start(pool, self._pace.adapt(meter.read(there)) - len(running))
             if self._on_progress is not None:
                 self._on_progress(there, len(not_done))
         self._raise_failure(running)
+
+    def _start(self, pool: ThreadPoolExecutor, count: int) -> list[Future[None]]:
+        """Start so many more workers, as far as there are parts for them."""
+        new = [
+            _Worker(self._store, self._waiting, self._config, self._cancelled, self._stays(rank))
+            for rank in range(len(self._workers), len(self._workers) + min(count, len(self._waiting)))
+        ]
+        self._workers += new
+        return [pool.submit(worker.run) for worker in new]
+
+    def _stays(self, rank: int) -> Callable[[], bool]:
+        return lambda: rank < self._pace.connections
 
     @staticmethod
     def _raise_failure(running: list[Future[None]]) -> None:
@@ -147,8 +149,22 @@ class Transfer:
                 future.result()
 
 
+class _Meter:
+    """Turns running totals into readings."""
+
+    def __init__(self) -> None:
+        self._there, self._wall, self._processor = 0, time.monotonic(), time.process_time()
+
+    def read(self, there: int) -> Reading:
+        wall, processor = time.monotonic(), time.process_time()
+        seconds = wall - self._wall
+        reading = Reading((there - self._there) / seconds, (processor - self._processor) / seconds / cores())
+        self._there, self._wall, self._processor = there, wall, processor
+        return reading
+
+
 class _Worker:
-    """Reads parts over one connection until none are waiting."""
+    """Reads parts over one connection until none are waiting, or it is one too many."""
 
     def __init__(
         self,
@@ -156,11 +172,13 @@ class _Worker:
         waiting: collections.deque[Part],
         config: TransferConfig,
         cancelled: threading.Event,
+        stays: Callable[[], bool],
     ) -> None:
         self._store = store
         self._waiting = waiting
         self._config = config
         self._cancelled = cancelled
+        self._stays = stays
         self._busy = threading.Lock()
         self._connection: Connection | None = None
         self.tally = Tally()
@@ -170,7 +188,7 @@ class _Worker:
     def run(self) -> None:
         connection = self._connection = self._store.connect()
         try:
-            while not self._cancelled.is_set():
+            while self._stays() and not self._cancelled.is_set():
                 try:
                     part = self._waiting.popleft()
                 except IndexError:

@@ -3,60 +3,97 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Pace", "first_connections"]
+__all__ = ["Pace", "Reading", "cores"]
 
 _MOST = 64
 _WORTH_IT = 0.5  # of the speed-up that perfect scaling would bring
+_BUSY = 0.55  # of the cores: the rest is the share of the kernel and, on one machine, of the server
 
 
-def first_connections(wanted: int | Literal["auto"], *, secure: bool) -> int:
-    """Return how many connections to start with: see `TransferConfig.connections`.
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    Measured on 2 cores: 8 to 16 were best over plain HTTP, 4 to 6 over TLS, where each connection keeps a
-    core busy decrypting.
 
-    Example:
-        >>> first_connections(5, secure=True)
-        5
+@dataclass(frozen=True)
+class Reading:
+    """One look at a transfer.
+
+    Attributes:
+        rate: bytes per second, all connections together.
+        busy: the share of this process's cores that it kept busy, 0 to 1.
     """
-    if wanted != "auto":
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, 3 * cores) if secure else 16
+
+    rate: float
+    busy: float
 
 
 @dataclass
 class Pace:
-    """Adds connections for as long as they make the load faster.
+    """Decides on the number of connections, from one reading to the next.
 
-    Where each connection is slow, as S3's are, the rate grows with their number; where the network, the
-    server or the processor is the limit, it does not, and the number stays.
+    Where each connection is slow, as S3's are, the rate grows with their number: they are doubled for as
+    long as it does. Where the processor is the limit, more of them only wait for it and for each other: they
+    are cut down to what keeps it busy. Where the network or the server is the limit, the number stays.
+
+    Attributes:
+        connections: how many there are to be.
+        fewest: how many are left where the processor is the limit.
+        settled: whether the number is final.
     """
 
     connections: int
-    growing: bool = True
-    _warm: bool = False
-    _before: tuple[int, float] | None = None
+    fewest: int
+    settled: bool = False
+    _warm: bool = field(default=False, init=False)
+    _before: tuple[int, float] | None = field(default=None, init=False)
 
-    def more(self, rate: float) -> int:
-        """Return how many connections to add, given the rate of all of them in bytes per second.
+    @classmethod
+    def of(cls, wanted: int | Literal["auto"], *, secure: bool) -> Pace:
+        """Return the pace to start with: see `TransferConfig.connections`.
+
+        Measured on 2 cores over loopback: 8 connections were best over plain HTTP, and 2 over TLS, where each
+        keeps a core busy decrypting. At 85 MB/s for each, as S3 gives, 32 were best.
 
         Example:
-            >>> pace = Pace(connections=8)
-            >>> [pace.more(rate) for rate in (10.0, 100.0, 200.0, 210.0)]  # the first is still starting up
-            [0, 8, 16, 0]
+            >>> Pace.of(5, secure=True).connections
+            5
         """
-        if not self._warm or not self.growing:
-            self._warm = rate > 0
-            return 0
-        if self._before is not None:
-            fewer, slower = self._before
-            self.growing = rate / slower - 1 >= _WORTH_IT * (self.connections / fewer - 1)
-        added = min(self.connections, _MOST - self.connections) if self.growing and rate > 0 else 0
-        if added:
-            self._before = (self.connections, rate)
-            self.connections += added
-        return added
+        if wanted != "auto":
+            return cls(wanted, wanted, settled=True)
+        if secure:
+            return cls(min(16, 2 * cores()), fewest=min(16, cores()))
+        return cls(16, fewest=min(16, 4 * cores()))
+
+    def adapt(self, now: Reading) -> int:
+        """Return how many connections there are to be from now on.
+
+        Example:
+            >>> pace = Pace(connections=8, fewest=4)
+            >>> [pace.adapt(Reading(rate, busy=0.1)) for rate in (10.0, 100.0, 200.0, 210.0)]
+            [8, 16, 32, 32]
+            >>> pace = Pace(connections=8, fewest=4)
+            >>> [pace.adapt(Reading(rate, busy=0.9)) for rate in (10.0, 100.0)]
+            [8, 4]
+        """
+        if self.settled or not self._warm:  # the first reading is of connections still opening
+            self._warm = now.rate > 0
+        elif now.busy >= _BUSY:
+            if self._before is None:  # else doubling paid off until here
+                self.connections = min(self.connections, self.fewest)
+            self.settled = True
+        elif self._paid_off(now.rate):
+            self._before = (self.connections, now.rate)
+            self.connections = min(2 * self.connections, _MOST)
+        else:
+            self.settled = True
+        return self.connections
+
+    def _paid_off(self, rate: float) -> bool:
+        if self._before is None:
+            return True
+        fewer, slower = self._before
+        return rate / slower - 1 >= _WORTH_IT * (self.connections / fewer - 1)

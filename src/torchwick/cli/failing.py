@@ -1,0 +1,46 @@
+"""How a command fails: the error's own sentences on standard error, and exit status 1."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from torchwick.errors import TorchwickError
+
+__all__ = ["told"]
+
+
+@contextlib.contextmanager
+def told(*, as_json: bool) -> Iterator[None]:
+    """Tell a `TorchwickError` without a traceback: what it says is meant for people.
+
+    Args:
+        as_json: write ``{"error": {"type", "message", "uri", "hint", "retryable"}}`` to standard output, for
+            scripts that read their answer there.
+    """
+    try:
+        yield
+    except TorchwickError as error:
+        if as_json:
+            json.dump({"error": _facts(error)}, sys.stdout)
+            sys.stdout.write("\n")
+        else:
+            name = Text(type(error).__name__, style="bold red")
+            Console(stderr=True, soft_wrap=True).print(name, Text(str(error)))
+        raise typer.Exit(1) from error
+
+
+def _facts(error: TorchwickError) -> dict[str, object]:
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "uri": error.uri,
+        "hint": error.hint,
+        "retryable": error.retryable,
+    }
