@@ -68,8 +68,9 @@ class TransferConfig:
             (``"2GB"``, ``"512MiB"``). ``"auto"``: half of what the machine or its control group has left.
             A load into tensors needs next to nothing of it; formats that only torch's own loader reads
             (TorchScript, compressed records) need a second copy, which is refused beyond the limit.
-        timeout: seconds without one byte after which a connection counts as dead. 10: far above the
-            slowest first byte of a healthy store, far below the minutes a kernel would wait.
+        timeout: seconds without one byte after which a connection counts as dead, twice that at the latest.
+            10: far above the slowest first byte of a healthy store, far below the minutes a kernel would
+            wait.
         max_attempts: times one part is tried before the load fails. 6: with back-off doubling from 0.1 s
             it outlasts the throttling bursts of a few seconds that S3 answers ``SlowDown`` to.
 

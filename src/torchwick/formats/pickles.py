@@ -7,10 +7,9 @@ facts: the globals it named, and the storages it asked for.
 
 from __future__ import annotations
 
-import io
 import pickle
 from dataclasses import dataclass, field
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 __all__ = ["PickleFacts", "StorageFact", "look_into", "values_unseen"]
 
@@ -38,6 +37,8 @@ class StorageFact:
 class PickleFacts:
     """What one pickle would do."""
 
+    data: bytes = field(default=b"", repr=False)
+    """The pickle itself."""
     globals: list[str] = field(default_factory=list)
     """Dotted names, each once, in the order of the pickle."""
     storages: dict[str, StorageFact] = field(default_factory=dict)
@@ -70,7 +71,7 @@ _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # by Python 3; pr
 class _Looker(pickle.Unpickler):
     """An unpickler that imports nothing."""
 
-    def __init__(self, file: IO[bytes], facts: PickleFacts) -> None:
+    def __init__(self, file: BinaryIO, facts: PickleFacts) -> None:
         super().__init__(file, encoding="utf-8")
         self._facts = facts
         self._classes: dict[str, type[_Recorder]] = {}
@@ -101,21 +102,25 @@ def _text(raw: object) -> str:
     return raw.decode("ascii", "replace") if isinstance(raw, bytes) else str(raw)
 
 
-def look_into(data: bytes | IO[bytes]) -> PickleFacts:
+def look_into(file: BinaryIO) -> PickleFacts:
     """Run a pickle over stand-ins and return what it named.
 
     Args:
-        data: the pickle, or a file that stands where it begins; the file is left where it ends.
+        file: stands where the pickle begins, and is left where it ends.
 
     Raises:
         Exception: it is not a pickle, or one that stand-ins cannot satisfy. The kind depends on the bytes.
 
     Example:
-        >>> look_into(pickle.dumps([1, int, {2}])).globals
+        >>> import io
+        >>> look_into(io.BytesIO(pickle.dumps([1, int, {2}]))).globals
         ['builtins.int']
     """
-    facts = PickleFacts()
-    facts.value = _Looker(io.BytesIO(data) if isinstance(data, bytes) else data, facts).load()
+    facts, start = PickleFacts(), file.tell()
+    facts.value = _Looker(file, facts).load()
+    stop = file.tell()
+    file.seek(start)
+    facts.data = file.read(stop - start)
     return facts
 
 

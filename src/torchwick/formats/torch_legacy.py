@@ -56,8 +56,6 @@ class LegacyFile:
     """What the pickles say."""
 
     facts: PickleFacts
-    pickle_start: int
-    pickle_stop: int
     storages: tuple[StoragePlace, ...]
 
 
@@ -94,9 +92,7 @@ def _look(data: bytes, size: int | None, uri: object) -> LegacyFile | None:
     file = io.BytesIO(data)
     for _ in ("magic number", "protocol version", "facts about the machine"):
         look_into(file)
-    pickle_start = file.tell()
     facts = look_into(file)
-    pickle_stop = file.tell()
     keys = look_into(file).value
     if not isinstance(keys, list):
         return None
@@ -111,4 +107,4 @@ def _look(data: bytes, size: int | None, uri: object) -> LegacyFile | None:
     if size is not None and position > size:
         hint = "It was cut short: upload it again, whole."
         raise FormatError(f"its storages end at byte {position}, the object at {size}", uri=uri, hint=hint)
-    return LegacyFile(facts, pickle_start, pickle_stop, tuple(places))
+    return LegacyFile(facts, tuple(places))

@@ -169,7 +169,8 @@ def defer_zip(
         {record.header: layout.local_header(record) for record in layout.archive.records.values()},
         ((layout.starts[name], layout.starts[name] + record.size) for name, record in records.items()),
     )
-    return _load(source, file, [c for c, header in known if header is None], map_location, weights_only)
+    unread = [check for check, header in known if header is None]
+    return _load(source, file, facts, unread, map_location, weights_only=weights_only)
 
 
 def defer_legacy(
@@ -195,15 +196,21 @@ def defer_legacy(
         counts,
         ((place.data, place.data + place.size) for place in legacy.storages),
     )
-    return _load(source, file, checks, map_location, weights_only)
+    return _load(source, file, facts, checks, map_location, weights_only=weights_only)
 
 
 def _load(
-    source: Source, file: DeferredFile, checks: list[_Check], map_location: MapLocation, weights_only: bool
+    source: Source,
+    file: DeferredFile,
+    facts: PickleFacts,
+    checks: list[_Check],
+    map_location: MapLocation,
+    *,
+    weights_only: bool,
 ) -> Loaded | None:
     storages = _Storages()
     keep: Any = map_location if is_meta(map_location) else storages.keep
-    with explain(source.uri, weights_only=weights_only, sound=True):
+    with explain(source.uri, weights_only=weights_only, facts=facts):
         value = torch.load(cast(IO[bytes], file), map_location=keep, weights_only=weights_only, mmap=False)
     if not storages.own(file.noted):
         _log.debug("%s: torch read into memory of its own; taking the careful path", source.uri)

@@ -25,19 +25,18 @@ _TRUST = "If you trust whoever made it as you would trust a program of theirs, p
 _CORRUPT = "It is likely corrupt or was cut short: upload it again, whole"
 
 
-def check_safe(facts: PickleFacts, data: bytes, uri: object) -> None:
-    """Refuse a pickle that names what ``weights_only=True`` does not allow, before its tensors are fetched.
+def check_safe(facts: PickleFacts, uri: object) -> None:
+    """Refuse a pickle that names what ``weights_only=True`` does not allow.
 
     Args:
-        facts: what the pickle names.
-        data: the pickle itself.
+        facts: the pickle, and what it names.
         uri: the object, for the message.
 
     Raises:
         UnsafePickleError: it lists every global that is refused.
     """
     try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(_as_checkpoint(data))
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(_as_checkpoint(facts.data))
     except pickle.UnpicklingError:  # an instruction that torch's unpickler lacks: it will say so itself
         return
     order = {name: at for at, name in enumerate(facts.globals)}
@@ -63,13 +62,13 @@ def refuse_code(what: str, uri: object) -> UnsafePickleError:
 
 
 @contextmanager
-def explain(uri: object, *, weights_only: bool, sound: bool = False) -> Iterator[None]:
+def explain(uri: object, *, weights_only: bool, facts: PickleFacts | None = None) -> Iterator[None]:
     """Turn what torch's loader raises about the bytes into our errors; let the caller's own errors through.
 
     Args:
         uri: the object, for the message.
         weights_only: whether torch imports nothing but what it allows.
-        sound: whether the pickle is known to be well-formed, so that torch's refusal means that it is unsafe.
+        facts: the pickle, if it is known to be well-formed: torch's refusal then means that it is unsafe.
     """
     ours: tuple[type[Exception], ...] = _ABOUT_BYTES
     if weights_only:  # else these are what a class of the caller's raises, or its absence
@@ -79,7 +78,8 @@ def explain(uri: object, *, weights_only: bool, sound: bool = False) -> Iterator
     except TorchwickError:
         raise
     except pickle.UnpicklingError as error:
-        if weights_only and sound:
+        if weights_only and facts is not None:
+            check_safe(facts, uri)
             message = f"weights_only=True refuses its pickle: {_reason(error)}"
             raise UnsafePickleError(message, uri=uri, hint=_TRUST) from error
         raise FormatError(f"its pickle cannot be read: {_reason(error)}", uri=uri, hint=_CORRUPT) from error

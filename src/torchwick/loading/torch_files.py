@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from dataclasses import dataclass, replace
@@ -60,17 +61,15 @@ def load_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -
 def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
     """Load the format of torch before 1.6."""
     legacy = read_legacy(source.cache.read, source.info.size, source.uri)
-    if legacy is not None:
-        if weights_only:
-            data = bytes(source.cache.read(legacy.pickle_start, legacy.pickle_stop))
-            check_safe(legacy.facts, data, source.uri)
-        if source.info.size is not None:
-            loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
-            if loaded is not None:
-                return Outcome(loaded.value, "torch legacy", "deferred")
+    facts = None if legacy is None else legacy.facts
+    if legacy is not None and source.info.size is not None:
+        loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
+        if loaded is not None:
+            return Outcome(loaded.value, "torch legacy", "deferred")
+    _check_before_fetching(facts, source, weights_only=weights_only)
     with (
         spool(source, second_copy=True) as path,
-        explain(source.uri, weights_only=weights_only, sound=legacy is not None),
+        explain(source.uri, weights_only=weights_only, facts=facts),
     ):
         value = _torch_load(path, map_location, weights_only=weights_only, mmap=False)
     return Outcome(value, "torch legacy", "spooled")
@@ -91,19 +90,24 @@ def _load_saved(
     layout = derive_layout(archive)
     facts = _look(source, layout)
     if layout is not None and facts is not None:
-        if weights_only:
-            check_safe(facts, _pickle(source, layout), source.uri)
         loaded = defer_zip(source, layout, facts, map_location, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch zip", "deferred")
+    _check_before_fetching(facts, source, weights_only=weights_only)
     mappable = layout is not None and facts is not None and _can_be_mapped(layout, facts)
     with (
         spool(source, second_copy=not mappable) as path,
-        explain(source.uri, weights_only=weights_only, sound=facts is not None),
+        explain(source.uri, weights_only=weights_only, facts=facts),
     ):
         mmap = mappable and layout is not None and _headers_agree(path, layout)
         value = _torch_load(path, map_location, weights_only=weights_only, mmap=mmap)
     return Outcome(value, "torch zip", "spooled")
+
+
+def _check_before_fetching(facts: PickleFacts | None, source: Source, *, weights_only: bool) -> None:
+    """Have a refusal come before the bytes do."""
+    if weights_only and facts is not None:
+        check_safe(facts, source.uri)
 
 
 def _torch_load(path: str, map_location: MapLocation, *, weights_only: bool, mmap: bool) -> Any:
@@ -131,17 +135,14 @@ def _headers_agree(path: str, layout: Layout) -> bool:
     return True
 
 
-def _pickle(source: Source, layout: Layout) -> bytes:
-    start = layout.starts["data.pkl"]
-    return bytes(source.cache.read(start, start + layout.archive.records["data.pkl"].size))
-
-
 def _look(source: Source, layout: Layout | None) -> PickleFacts | None:
     """Look into the pickle; None where stand-ins cannot follow it and torch itself has to."""
     if layout is None:
         return None
+    start = layout.starts["data.pkl"]
+    data = source.cache.read(start, start + layout.archive.records["data.pkl"].size)
     try:
-        return look_into(_pickle(source, layout))
+        return look_into(io.BytesIO(data))
     except (
         AttributeError,
         EOFError,

@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +48,7 @@ class _Signed:
     """A request as botocore signed it, but for the headers that vary from part to part."""
 
     url: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)  # the signature and the session token are among them
     since: float
 
     @property
@@ -183,8 +183,14 @@ class S3Store:
             }
             answer = exchange.send(request.url, headers)
             if answer.status in _GOOD:
-                self._signed[exchange.uri] = _Signed(request.url, headers, time.monotonic())
+                self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
+
+    def _remember(self, uri: URI, signed: _Signed) -> None:
+        for known, old in list(self._signed.items()):
+            if not old.fresh:
+                self._signed.pop(known, None)
+        self._signed[uri] = signed
 
 
 @dataclass

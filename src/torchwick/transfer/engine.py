@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torchwick.config import TransferConfig
 from torchwick.store import Body, Connection, Store
@@ -23,6 +24,8 @@ from torchwick.transfer.plan import Part
 from torchwick.transfer.retry import TRANSIENT, Retry
 
 __all__ = ["Tally", "Transfer"]
+
+_T = TypeVar("_T")
 
 _SLICE = 1 << 20  # bytes of one readinto: what a broken connection may cost in bytes read twice
 _POPULATED = 32 << 20  # bytes of memory touched while an answer is awaited: more than any chosen part
@@ -96,6 +99,7 @@ class Transfer:
     ) -> None:
         self._store = store
         self._waiting = collections.deque(parts)
+        self._surplus: collections.deque[bool] = collections.deque()
         self._config = config
         self._on_progress = on_progress
         self._cancelled = threading.Event()
@@ -109,7 +113,6 @@ class Transfer:
         """
         if not self._waiting:
             return Tally()
-        self._pace = Pace.of(self._config.connections, secure=self._store.secure)
         with ThreadPoolExecutor(len(self._waiting), thread_name_prefix="torchwick-read") as pool:
             try:
                 self._watch(pool)
@@ -120,12 +123,15 @@ class Transfer:
         return sum((worker.tally for worker in self._workers), Tally(connections=len(self._workers)))
 
     def _watch(self, pool: ThreadPoolExecutor) -> None:
-        running = self._start(pool, self._pace.connections)
+        pace = Pace.of(self._config.connections, secure=self._store.secure)
+        running = self._start(pool, pace.connections)
         meter = _Meter()
         while not_done := wait(running, timeout=_TICK, return_when=FIRST_EXCEPTION).not_done:
             self._raise_failure(running)
             there = sum(worker.there for worker in self._workers)
-            running += self._start(pool, self._pace.adapt(meter.read(there)) - len(running))
+            before, after = pace.connections, pace.adapt(meter.read(there))
+            self._surplus.extend([True] * (before - after))
+            running += self._start(pool, after - before)
             if self._on_progress is not None:
                 self._on_progress(there, len(not_done))
         self._raise_failure(running)
@@ -133,14 +139,11 @@ class Transfer:
     def _start(self, pool: ThreadPoolExecutor, count: int) -> list[Future[None]]:
         """Start so many more workers, as far as there are parts for them."""
         new = [
-            _Worker(self._store, self._waiting, self._config, self._cancelled, self._stays(rank))
-            for rank in range(len(self._workers), len(self._workers) + min(count, len(self._waiting)))
+            _Worker(self._store, self._waiting, self._surplus, self._config, self._cancelled)
+            for _ in range(min(count, len(self._waiting)))
         ]
         self._workers += new
         return [pool.submit(worker.run) for worker in new]
-
-    def _stays(self, rank: int) -> Callable[[], bool]:
-        return lambda: rank < self._pace.connections
 
     @staticmethod
     def _raise_failure(running: list[Future[None]]) -> None:
@@ -163,22 +166,38 @@ class _Meter:
         return reading
 
 
+def _take(queue: collections.deque[_T]) -> _T | None:
+    """Take what is next, or None: in one step, so that two workers never get the same."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
+
+
 class _Worker:
-    """Reads parts over one connection until none are waiting, or it is one too many."""
+    """Reads parts over one connection until none are waiting, or it takes one of the calls to leave.
+
+    Args:
+        store: where the parts' objects are.
+        waiting: parts that no worker has taken yet; shared.
+        surplus: one entry for each worker that is one too many; shared.
+        config: how.
+        cancelled: set when the transfer ends, for whatever reason.
+    """
 
     def __init__(
         self,
         store: Store,
         waiting: collections.deque[Part],
+        surplus: collections.deque[bool],
         config: TransferConfig,
         cancelled: threading.Event,
-        stays: Callable[[], bool],
     ) -> None:
         self._store = store
         self._waiting = waiting
+        self._surplus = surplus
         self._config = config
         self._cancelled = cancelled
-        self._stays = stays
         self._busy = threading.Lock()
         self._connection: Connection | None = None
         self.tally = Tally()
@@ -188,10 +207,9 @@ class _Worker:
     def run(self) -> None:
         connection = self._connection = self._store.connect()
         try:
-            while self._stays() and not self._cancelled.is_set():
-                try:
-                    part = self._waiting.popleft()
-                except IndexError:
+            while not self._cancelled.is_set() and not _take(self._surplus):
+                part = _take(self._waiting)
+                if part is None:
                     break
                 self._read_part(connection, part)
         finally:

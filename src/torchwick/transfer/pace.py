@@ -10,6 +10,7 @@ __all__ = ["Pace", "Reading", "cores"]
 
 _MOST = 64
 _WORTH_IT = 0.5  # of the speed-up that perfect scaling would bring
+_AS_FAST = 0.9  # of the rate before: the difference is noise
 _BUSY = 0.55  # of the cores: the rest is the share of the kernel and, on one machine, of the server
 
 
@@ -37,7 +38,8 @@ class Pace:
 
     Where each connection is slow, as S3's are, the rate grows with their number: they are doubled for as
     long as it does. Where the processor is the limit, more of them only wait for it and for each other: they
-    are cut down to what keeps it busy. Where the network or the server is the limit, the number stays.
+    are cut down to what keeps it busy, and brought back if that made the load slower. Where the network or
+    the server is the limit, the number stays.
 
     Attributes:
         connections: how many there are to be.
@@ -50,6 +52,7 @@ class Pace:
     settled: bool = False
     _warm: bool = field(default=False, init=False)
     _before: tuple[int, float] | None = field(default=None, init=False)
+    """The number before the last change, and the rate it had."""
 
     @classmethod
     def of(cls, wanted: int | Literal["auto"], *, secure: bool) -> Pace:
@@ -76,24 +79,28 @@ class Pace:
             >>> [pace.adapt(Reading(rate, busy=0.1)) for rate in (10.0, 100.0, 200.0, 210.0)]
             [8, 16, 32, 32]
             >>> pace = Pace(connections=8, fewest=4)
-            >>> [pace.adapt(Reading(rate, busy=0.9)) for rate in (10.0, 100.0)]
-            [8, 4]
+            >>> [pace.adapt(Reading(rate, busy=0.9)) for rate in (10.0, 100.0, 99.0)]
+            [8, 4, 4]
         """
         if self.settled or not self._warm:  # the first reading is of connections still opening
             self._warm = now.rate > 0
-        elif now.busy >= _BUSY:
-            if self._before is None:  # else doubling paid off until here
-                self.connections = min(self.connections, self.fewest)
-            self.settled = True
-        elif self._paid_off(now.rate):
-            self._before = (self.connections, now.rate)
-            self.connections = min(2 * self.connections, _MOST)
+        elif self._before is None:
+            self._change(now, self.fewest if now.busy >= _BUSY else 2 * self.connections)
+        elif self.connections < self._before[0]:
+            self._settle(self.connections if now.rate > _AS_FAST * self._before[1] else self._before[0])
+        elif now.busy < _BUSY and self._paid_off(now.rate):
+            self._change(now, 2 * self.connections)
         else:
-            self.settled = True
+            self._settle(self.connections)
         return self.connections
 
+    def _change(self, now: Reading, connections: int) -> None:
+        self._before = (self.connections, now.rate)
+        self.connections = min(connections, _MOST)
+
+    def _settle(self, connections: int) -> None:
+        self.connections, self.settled = connections, True
+
     def _paid_off(self, rate: float) -> bool:
-        if self._before is None:
-            return True
-        fewer, slower = self._before
+        fewer, slower = self._before or (self.connections, rate)
         return rate / slower - 1 >= _WORTH_IT * (self.connections / fewer - 1)
