@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -19,6 +23,7 @@ from torchwick.demo.server import SeaweedFS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PYTHON_PATIENCE = 60.0  # seconds that a script in a process of its own may take
 LEFTOVER_PATIENCE = 2.0  # seconds that threads of a finished load may take to end
 
 
@@ -26,6 +31,25 @@ class Put(Protocol):
     """Stores an object and returns its s3:// URI."""
 
     def __call__(self, bucket: str, key: str, content: bytes | Path) -> str: ...
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Bytes in which no piece is found at another place."""
+    return random.Random(seed).randbytes(size)
+
+
+def run_python(script: str, *arguments: str, **variables: str) -> str:
+    """Run a script in a process of its own, and return what it printed; fail with what it complained of."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=PYTHON_PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +105,14 @@ def bucket(s3_client: Any) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def shared_bucket(s3_client: Any) -> str:
+    """One bucket for all tests that choose keys of their own: making a bucket takes a fifth of a second."""
+    name = f"shared-{uuid.uuid4().hex}"
+    s3_client.create_bucket(Bucket=name)
+    return name
+
+
 @pytest.fixture
 def put(s3_client: Any) -> Put:
     """Store bytes, or a file, on the real S3 server: `put(bucket, key, content)` returns the URI."""
@@ -108,6 +140,24 @@ def faulty() -> Iterator[FaultyServer]:
     """A server that misbehaves on cue, over plain HTTP."""
     with FaultyServer() as server:
         yield server
+
+
+@pytest.fixture
+def faulty_s3(
+    faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch, isolated_environment: None
+) -> FaultyServer:
+    """The server that misbehaves on cue, as the S3 that the AWS_* variables name."""
+    for name, value in faulty.environment().items():
+        monkeypatch.setenv(name, value)
+    return faulty
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens, and nothing will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Both are frozen, compare by value, pickle, and print without secrets.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -89,10 +90,15 @@ class TransferConfig:
     max_attempts: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("part_size", "connections", "timeout", "max_attempts"):
+        for name in ("part_size", "connections", "max_attempts"):
             value = getattr(self, name)
-            if value != "auto" and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"TransferConfig.{name} must be a positive number, not {value!r}")
+            if value == "auto" and name != "max_attempts":
+                continue
+            if not isinstance(value, int) or value <= 0:
+                raise ValueError(f"TransferConfig.{name} must be a positive whole number, not {value!r}")
+        timeout: object = self.timeout
+        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise ValueError(f"TransferConfig.timeout must be a positive number, not {self.timeout!r}")
         if self.memory_limit != "auto":
             _parse_size(self.memory_limit)
 
@@ -102,12 +108,11 @@ class TransferConfig:
 
 
 def _parse_size(size: int | str) -> int:
-    if isinstance(size, int) and size > 0:
-        return size
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
-    if not match or match[2] == "I":
+    size_in_bytes = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if size_in_bytes <= 0:
         raise ValueError(f"cannot read {size!r} as a size: write bytes, or text such as '2GB' or '512MiB'")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return size_in_bytes
 
 
 def _available_memory() -> int:

@@ -10,7 +10,8 @@
        ├─ ObjectNotFoundError(FileNotFoundError)
        ├─ AccessDeniedError(PermissionError)
        ├─ ObjectChangedError                  overwritten while it was being read
-       └─ TransferError(ConnectionError)      the network gave up, after every retry
+       ├─ TransferError(ConnectionError)      the network gave up, after every retry
+       └─ BusyError                           try again later: a transfer does, and callers never see it
 
 A message says what happened, to which URI, and what to do next. The parts are kept as attributes, so
 that programs need not parse the text, and every error survives pickling (they cross process borders).
@@ -56,9 +57,13 @@ class TorchwickError(Exception):
 
     def __init__(self, message: str, *, uri: object = None, hint: str | None = None) -> None:
         text = message if uri is None else f"{uri}: {message}"
-        super().__init__(text if hint is None else f"{text}. {hint}")
+        super().__init__(text if hint is None else f"{_sentence(text)} {_sentence(hint)}")
         self.uri = None if uri is None else str(uri)
         self.hint = hint
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 class URIError(TorchwickError, ValueError):

@@ -46,7 +46,8 @@ class LoadReport:
 
     Attributes:
         uri: the object, as text without secrets.
-        format: ``"safetensors"``, ``"torch zip"``, ``"torch legacy"``, ``"TorchScript"`` or ``"pt2"``.
+        format: ``"safetensors"``, ``"torch zip"``, ``"torch legacy"``, ``"torch tar"``, ``"TorchScript"``
+            or ``"pt2"``.
         method: how the bytes reached their tensors. ``"filled"``: read into tensors laid out from the
             header; ``"deferred"``: read into storages that torch.load laid out; ``"spooled"``: read into
             memory that torch's own loader then opened as a file.

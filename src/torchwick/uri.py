@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from torchwick.errors import URIError
 
@@ -67,7 +67,8 @@ def parse(text: str | os.PathLike[str]) -> URI:
         The address, taken apart.
 
     Raises:
-        URIError: it is empty, of an unknown scheme, or lacks a bucket or a key.
+        URIError: it is empty, of an unknown scheme, or lacks a bucket or a key. The message does not repeat
+            the text, which may carry a signature.
 
     Example:
         >>> parse("s3://models/new.pt").key
@@ -81,42 +82,65 @@ def parse(text: str | os.PathLike[str]) -> URI:
         return _parse_path(text)
     match scheme.lower():
         case "s3":
-            return _parse_s3(text, rest)
+            return _parse_s3(rest)
         case "http" | "https":
             return _parse_web(text)
         case "file":
-            return URI("file", "", unquote(urlsplit(text).path))
-    hint = "Use s3://bucket/key, https://host/path or a local path."
-    raise URIError(f"the scheme {scheme!r} is not one torchwick reads", uri=text, hint=hint)
+            return _parse_file(text)
+    raise URIError(f"the scheme {scheme!r} is not one torchwick reads", hint=_KINDS)
+
+
+_KINDS = "Use s3://bucket/key, https://host/path or a local path"
 
 
 def _parse_path(text: str) -> URI:
     if not text:
-        raise URIError("the URI is empty", hint="Use s3://bucket/key, https://host/path or a local path.")
+        raise URIError("the URI is empty", hint=_KINDS)
     if re.match(r"(s3|https?):/[^/]", text):
-        hint = "pathlib.Path folds the two slashes into one; pass the URI as a str."
-        raise URIError("the URI has one slash after its scheme where two belong", uri=text, hint=hint)
+        hint = "pathlib.Path folds the two slashes into one; pass the URI as a str"
+        raise URIError("the URI has one slash after its scheme where two belong", hint=hint)
     return URI("file", "", text)
 
 
-def _parse_s3(text: str, rest: str) -> URI:
+def _parse_file(text: str) -> URI:
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise URIError(f"no file of this machine is named by {text!r}", hint="Write file:///path")
+    return URI("file", "", unquote(parts.path))
+
+
+def _parse_s3(rest: str) -> URI:
     arn = _S3_ARN.fullmatch(rest)
     bucket, _, key = (arn[1], "/", arn[2]) if arn else rest.partition("/")
     version = _VERSION.search(key)
     key = key[: version.start()] if version else key
     if not bucket:
-        raise URIError("the bucket is missing", uri=text, hint="Write s3://bucket/key.")
+        raise URIError("the bucket is missing", hint="Write s3://bucket/key")
+    if "@" in bucket:
+        raise URIError("credentials do not belong in a URI", hint="Leave them to the AWS chain")
     if not key:
-        raise URIError("the key is missing", uri=text, hint="Name one object: s3://bucket/key.")
+        hint = "Name one object: s3://bucket/key"
+        raise URIError(f"the key is missing behind the bucket {bucket!r}", hint=hint)
     return URI("s3", bucket, key, version[1] if version else None)
 
 
 def _parse_web(text: str) -> URI:
-    parts = urlsplit(text)
-    if not parts.hostname:
-        raise URIError("the host is missing", hint="Write https://host/path.")
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise URIError(
+            f"the URL's host or port is not one: {error}", hint="Write https://host/path"
+        ) from error
+    if not host:
+        raise URIError("the host is missing", hint="Write https://host/path")
     if "@" in parts.netloc:
-        hint = "Use a presigned URL, or s3:// with credentials from the AWS chain."
+        hint = "Use a presigned URL, or s3:// with credentials from the AWS chain"
         raise URIError("a URL that carries a user name or password is not read", hint=hint)
     scheme: Literal["http", "https"] = "https" if parts.scheme.lower() == "https" else "http"
-    return URI(scheme, parts.netloc, parts.path or "/", None, parts.query)
+    return URI(scheme, parts.netloc, _escape(parts.path or "/"), None, _escape(parts.query))
+
+
+def _escape(text: str) -> str:
+    """Escape what a URL may not contain, and leave what is escaped already."""
+    return quote(text, safe="%/:?@!$&'()*+,;=~[]")

@@ -18,7 +18,9 @@ __all__ = ["told"]
 
 @contextlib.contextmanager
 def told(*, as_json: bool) -> Iterator[None]:
-    """Tell a `TorchwickError` without a traceback: what it says is meant for people.
+    """Tell an error without a traceback: what it says is meant for people.
+
+    A `ValueError` is about an option, a `RuntimeError` is torch's about a device that is not there.
 
     Args:
         as_json: write ``{"error": {"type", "message", "uri", "hint", "retryable"}}`` to standard output, for
@@ -26,7 +28,7 @@ def told(*, as_json: bool) -> Iterator[None]:
     """
     try:
         yield
-    except TorchwickError as error:
+    except (TorchwickError, ValueError, RuntimeError) as error:
         if as_json:
             json.dump({"error": _facts(error)}, sys.stdout)
             sys.stdout.write("\n")
@@ -36,11 +38,11 @@ def told(*, as_json: bool) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _facts(error: TorchwickError) -> dict[str, object]:
+def _facts(error: Exception) -> dict[str, object]:
     return {
         "type": type(error).__name__,
         "message": str(error),
-        "uri": error.uri,
-        "hint": error.hint,
-        "retryable": error.retryable,
+        "uri": getattr(error, "uri", None),
+        "hint": getattr(error, "hint", None),
+        "retryable": getattr(error, "retryable", False),
     }

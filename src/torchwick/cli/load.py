@@ -43,7 +43,6 @@ def load(
     from torchwick.cli.contents import look  # imports torch, whose import is no part of the time shown
 
     reports: list[LoadReport] = []
-    s3 = S3Config(profile=profile, region=region, endpoint_url=endpoint_url, anonymous=anonymous)
     with told(as_json=as_json):
         value = torchwick.load(
             uri,
@@ -51,7 +50,7 @@ def load(
             weights_only=weights_only,
             progress=sys.stderr.isatty(),
             on_report=reports.append,
-            s3=s3,
+            s3=S3Config(profile=profile, region=region, endpoint_url=endpoint_url, anonymous=anonymous),
             transfer=TransferConfig(connections=connections or "auto", memory_limit=memory_limit),
         )
     facts = _facts(look(value), reports[0])

@@ -35,6 +35,8 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
     """
     device = settle(map_location, source.uri)
     catalog = safetensors.read_catalog(source.cache.read, source.info.size, source.uri)
+    if source.size is None:  # where the server does not say, the header does
+        source.size = max((entry.stop for entry in catalog.entries.values()), default=len(source.cache.head))
     if device.type == "meta":
         return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
     tensors = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}

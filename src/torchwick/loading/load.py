@@ -106,7 +106,7 @@ def _report(source: Source, outcome: Outcome, seconds: float) -> LoadReport:
         uri=str(source.uri),
         format=outcome.format,
         method=outcome.method,
-        size=tally.bytes_read if info.size is None else info.size,
+        size=tally.bytes_read if source.size is None else source.size,
         bytes_read=tally.bytes_read,
         requests=tally.requests,
         retries=tally.retries,

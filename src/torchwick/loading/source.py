@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
@@ -37,6 +37,8 @@ class Source:
         self._on_progress = on_progress
         self._filled = Tally()
         self.cache = RangeCache(store, uri, config)
+        self.size = self.info.size
+        """Bytes of the object; None as long as they are not known."""
 
     @property
     def info(self) -> ObjectInfo:
@@ -60,13 +62,18 @@ class Source:
         self._filled += transfer.run()
         self._tell(total, total, 0)
 
-    def pour(self, file: BinaryIO) -> None:
+    def pour(self, file: BinaryIO, check: Callable[[int], None]) -> None:
         """Write the whole object into `file`: the way to read one whose size the server does not say.
+
+        Args:
+            file: where it goes.
+            check: called with the bytes there so far; what it raises ends the reading.
 
         Raises:
             StoreError: it could not be read.
         """
-        self._filled += read_stream(self._store, self.info, self.config, file)
+        self._filled += read_stream(self._store, self.info, self.config, file, check)
+        self.size = file.tell()
 
     def reopened(self, path: str) -> Source:
         """Return the same object as the file it was written into."""

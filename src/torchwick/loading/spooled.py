@@ -35,7 +35,7 @@ def spool(source: Source, *, second_copy: bool) -> Iterator[str]:
     """
     with _memory_file() as file:
         if source.info.size is None:
-            source.pour(file)
+            source.pour(file, lambda size: _check_limit(source, size, second_copy=second_copy))
         else:
             _check_limit(source, source.info.size, second_copy=second_copy)
             file.truncate(source.info.size)
@@ -57,8 +57,8 @@ def _check_limit(source: Source, size: int, *, second_copy: bool) -> None:
     limit = source.config.memory_bytes()
     if second_copy and size > limit:
         raise MemoryLimitError(
-            f"torch's loader for this kind of file copies it, and its {size} bytes held meanwhile exceed "
-            f"the memory limit of {limit}",
+            f"it can only be loaded by way of a second copy in memory, whose {size} bytes exceed the memory "
+            f"limit of {limit}",
             uri=source.uri,
             hint="Raise TransferConfig.memory_limit, or save it anew as safetensors.",
             needed=size,

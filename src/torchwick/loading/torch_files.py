@@ -51,7 +51,7 @@ def load_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -
     if "constants.pkl" in archive.records:
         return _load_torchscript(source, map_location, weights_only=weights_only)
     if "archive_format" in archive.records or "serialized_exported_program.json" in archive.records:
-        return _load_exported(source, weights_only=weights_only)
+        return _load_exported(source, map_location, weights_only=weights_only)
     if "data.pkl" not in archive.records:
         hint = "Is it an .npz, a Keras model, or a zip of a model? Unpack it first."
         raise FormatError("a zip archive without the data.pkl of torch.save", uri=source.uri, hint=hint)
@@ -170,7 +170,11 @@ def _load_torchscript(source: Source, map_location: MapLocation, *, weights_only
     return Outcome(value, "TorchScript", "spooled")
 
 
-def _load_exported(source: Source, *, weights_only: bool) -> Outcome:
+def _load_exported(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+    if callable(map_location):
+        raise TypeError(
+            f"{source.uri}: a torch.export archive takes devices for map_location, not a function"
+        )
     if weights_only:
         raise refuse_code(
             "a torch.export archive holds pickles that torch reads without restraint", source.uri
@@ -181,6 +185,11 @@ def _load_exported(source: Source, *, weights_only: bool) -> Outcome:
         explain(source.uri, weights_only=False),
     ):
         value = torch.export.load(file)
+        if map_location is not None:
+            from torch.export.passes import move_to_device_pass
+
+            where: Any = map_location
+            value = move_to_device_pass(value, where)
     return Outcome(value, "pt2", "spooled")
 
 

@@ -16,13 +16,14 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
+from torchwick.errors import StoreError
 from torchwick.store.base import ObjectInfo, check_pinned, lying_answer
 from torchwick.uri import URI
 
-__all__ = ["HTTPAnswer", "Line", "RangeBody", "range_header", "ranged_body"]
+__all__ = ["HTTPAnswer", "Line", "RangeBody", "range_header", "ranged_body", "trusting"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _KERNEL_CAN_WAIT = sys.platform == "linux"  # elsewhere a receive timeout is spelled otherwise
@@ -39,9 +40,9 @@ class HTTPAnswer:
 
     def __init__(self, response: http.client.HTTPResponse, socket_: socket.socket | None) -> None:
         self._response = response
-        self._receive = None if socket_ is None or response.length is None else _receiver(socket_)
+        self._socket = socket_
+        self._receive: Callable[[memoryview], int] | None = None
         self._left = response.length
-        self._buffered = True
         self.status = response.status
         self.headers = response.headers
         self.length = response.length
@@ -58,7 +59,7 @@ class HTTPAnswer:
         buffer = buffer[: self._left]
         if not buffer:
             return 0
-        count = self._receive(buffer) if self._receive and not self._buffered else self._read_buffered(buffer)
+        count = self._read_buffered(buffer) if self._receive is None else self._receive(buffer)
         if count == 0:
             raise ConnectionResetError(f"the connection ended {self._left} bytes before the answer did")
         self._left -= count
@@ -70,8 +71,10 @@ class HTTPAnswer:
         A `BufferedReader` holds at most its buffer's size, and holds nothing after filling more than that:
         from then on bytes may come straight from the socket.
         """
-        self._buffered = len(buffer) < io.DEFAULT_BUFFER_SIZE
-        return self._response.fp.readinto1(buffer)
+        count = self._response.fp.readinto1(buffer)
+        if len(buffer) >= io.DEFAULT_BUFFER_SIZE and self._socket is not None:
+            self._receive = _receiver(self._socket)
+        return count
 
     def read(self, limit: int | None = None) -> bytes:
         """Read the rest of the body, or up to `limit` bytes of it."""
@@ -200,37 +203,40 @@ class Line:
 
     def _dial(self, host: str, port: int, *, secure: bool) -> socket.socket:
         """Open a socket, each connection starting from another of the host's addresses."""
+        tls = self._tls() if secure else None
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         first = next(_turn) % len(addresses)
         failure: OSError | None = None
         for family, kind, protocol, _, address in addresses[first:] + addresses[:first]:
-            dialled = socket.socket(family, kind, protocol)
+            self._socket = socket.socket(family, kind, protocol)  # at once, so that abort() reaches it
             try:
-                return self._open(dialled, address, host if secure else None)
+                self._open(self._socket, address)
+                if tls is not None:
+                    self._secure(self._socket, tls, host)
             except OSError as error:
-                dialled.close()
+                self._socket.close()
                 failure = error
+            else:
+                return self._socket
         raise failure or OSError(f"{host} has no address")
 
-    def _open(
-        self, dialled: socket.socket, address: tuple[object, ...], tls_host: str | None
-    ) -> socket.socket:
-        self._socket = dialled  # before it connects, so that abort() reaches it
-        if self.aborted:
-            _raise_aborted()
+    def _open(self, dialled: socket.socket, address: tuple[object, ...]) -> None:
+        self._raise_if_aborted()
         dialled.settimeout(self._timeout)
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         dialled.connect(address)
-        if tls_host is not None:
-            # The handshake comes after the wrapped socket is in reach of abort(): wrapping empties the other.
-            wrapped = self._tls().wrap_socket(
-                dialled, server_hostname=tls_host, do_handshake_on_connect=False
-            )
-            self._socket = dialled = wrapped
-            wrapped.do_handshake()
+        self._raise_if_aborted()
+
+    def _secure(self, dialled: socket.socket, tls: ssl.SSLContext, host: str) -> None:
+        # Wrapping empties the socket: the wrapped one must be in abort()'s reach before its handshake.
+        wrapped = tls.wrap_socket(dialled, server_hostname=host, do_handshake_on_connect=False)
+        self._socket = wrapped
+        self._raise_if_aborted()
+        wrapped.do_handshake()
+
+    def _raise_if_aborted(self) -> None:
         if self.aborted:
-            _raise_aborted()
-        return dialled
+            raise ConnectionAbortedError("the transfer was cancelled")
 
     def reset(self) -> None:
         """Close the connection; the next request opens another."""
@@ -253,6 +259,21 @@ class Line:
                 return  # it was not connected any more
 
 
+def trusting(bundle: str | None) -> ssl.SSLContext:
+    """Return a TLS context that trusts a bundle of authorities, or the system's where it is None.
+
+    Raises:
+        StoreError: the bundle cannot be read.
+    """
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:
+        hint = "Check S3Config.ca_bundle and AWS_CA_BUNDLE: it must be a PEM file."
+        raise StoreError(
+            f"the certificate authorities in {bundle} cannot be read: {error}", hint=hint
+        ) from error
+
+
 def _readable(idle: socket.socket) -> bool:
     """Whether something arrived while nothing was asked for: the server's goodbye."""
     if not hasattr(select, "poll"):  # Windows: find out by the request that fails, and is tried again
@@ -260,10 +281,6 @@ def _readable(idle: socket.socket) -> bool:
     watch = select.poll()
     watch.register(idle, select.POLLIN)
     return bool(watch.poll(0))
-
-
-def _raise_aborted() -> NoReturn:
-    raise ConnectionAbortedError("the transfer was cancelled")
 
 
 class RangeBody:

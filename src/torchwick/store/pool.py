@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import weakref
 from collections.abc import Callable
 
 from torchwick.store.http import Line
@@ -21,11 +22,13 @@ class LinePool:
         self._tls = tls
         self._process = os.getpid()
         self._idle: list[Line] = []
+        weakref.finalize(self, _close, self._idle)  # when no one uses the store any more, or at exit
 
     def take(self) -> Line:
         """Return an idle line, or a new one that connects at its first request."""
         if self._process != os.getpid():
-            self._process, self._idle = os.getpid(), []
+            _close(self._idle)  # this process's copies of the sockets: the parent's stay open
+            self._process = os.getpid()
         try:
             return self._idle.pop()  # one step, and so safe between threads
         except IndexError:
@@ -37,6 +40,11 @@ class LinePool:
             line.reset()
         else:
             self._idle.append(line)
+
+
+def _close(idle: list[Line]) -> None:
+    while idle:
+        idle.pop().reset()
 
 
 class PooledConnection:

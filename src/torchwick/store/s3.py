@@ -32,7 +32,7 @@ from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
 from torchwick.store.collector import collector_paused
-from torchwick.store.http import HTTPAnswer, Line, range_header, ranged_body
+from torchwick.store.http import HTTPAnswer, Line, range_header, ranged_body, trusting
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.s3_errors import from_botocore, from_client_error, not_s3
 from torchwick.uri import URI
@@ -114,7 +114,7 @@ class S3Store:
     def _tls(self) -> ssl.SSLContext:
         """Trust what botocore trusts: the bundle named, else the one it carries."""
         bundle = self._config.ca_bundle or self._session.get_config_variable("ca_bundle")
-        return ssl.create_default_context(cafile=bundle or botocore.httpsession.get_cert_path(verify=True))
+        return trusting(bundle or botocore.httpsession.get_cert_path(verify=True))
 
     def connect(self) -> S3Connection:
         """Return a connection of its own for one thread."""
@@ -141,15 +141,15 @@ class S3Store:
         answer = exchange.send(signed.url, signed.headers)
         if answer.status in _GOOD:
             return answer
+        exchange.refusal = answer
         try:
-            return self._ask(exchange)  # botocore reads the refusal
+            return self._ask(exchange)
         except CredentialsError:  # they may have been renewed since they signed
             self._signed.pop(uri, None)
-            exchange.answer = None
             return self._ask(exchange)
 
     def _ask(self, exchange: _Exchange) -> HTTPAnswer:
-        """Have botocore make and sign a request, or read the answer if there is one already."""
+        """Have botocore make and sign a request, or read the refusal if there was one."""
         uri = exchange.uri
         arguments = {"Bucket": uri.bucket, "Key": uri.key}
         if uri.version is not None:
@@ -165,17 +165,17 @@ class S3Store:
             raise from_botocore(error, uri) from error
         except ResponseParserError as error:
             raise not_s3(uri) from error
-        except ValueError as error:  # how botocore refuses an endpoint
+        except OSError:
+            raise
+        except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
             hint = "Write the endpoint as https://host or http://host:port."
             raise StoreError(f"the S3 client cannot be made: {error}", uri=uri, hint=hint) from error
-        if exchange.answer is None:
-            raise AssertionError("botocore returned without sending")
         return exchange.answer
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """Stand in for botocore's own sending."""
         exchange = self._current.exchange
-        answer = exchange.answer
+        answer, exchange.refusal = exchange.refusal, None  # botocore may send again, to another region
         if answer is None:
             headers = {
                 name: value.decode() if isinstance(value, bytes) else value
@@ -201,7 +201,9 @@ class _Exchange:
     line: Line
     conditions: dict[str, str]
     while_waiting: Callable[[], None] | None
-    answer: HTTPAnswer | None = None
+    answer: HTTPAnswer = field(init=False)
+    refusal: HTTPAnswer | None = None
+    """An answer that botocore has not read yet."""
 
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
         headers = signed_headers | self.conditions

@@ -44,7 +44,7 @@ _BUSY = frozenset(
 
 _GRANT = (
     "Grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it. Or the key does not exist: without "
-    "s3:ListBucket, S3 answers the same then"
+    "s3:ListBucket, S3 answers the same then."
 )
 
 # Codes as Amazon's S3 API reference, "Error responses", lists them.
@@ -109,6 +109,8 @@ _SAME = {
     "RequestExpired": "RequestTimeTooSkewed",
 }
 
+_FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
+
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -131,22 +133,21 @@ def from_client_error(error: ClientError, uri: URI, *, pinned: bool) -> StoreErr
         pinned: whether the object had been seen before in this load: its absence now is a change.
     """
     response: dict[str, Any] = error.response
-    code = str(response.get("Error", {}).get("Code", "Unknown"))
-    said = str(response.get("Error", {}).get("Message", "")) or "no message"
-    about: dict[str, Any] = {
-        "uri": uri,
-        "code": code,
-        "request_id": response.get("ResponseMetadata", {}).get("RequestId"),
-    }
+    metadata = response.get("ResponseMetadata", {})
+    # An answer that is not S3's own, such as a proxy's page, has neither code nor message.
+    code = str(response.get("Error", {}).get("Code") or metadata.get("HTTPStatusCode", "Unknown"))
+    said = str(response.get("Error", {}).get("Message") or "no message")
+    about: dict[str, Any] = {"uri": uri, "code": code, "request_id": metadata.get("RequestId")}
     if code in _BUSY:
         return BusyError(f"S3 answered {code}: {said}", retry_after=_retry_after(response), **about)
+    foreign = f" {_FOREIGN}" if code.isdecimal() else ""
     code = _SAME.get(code, code)
     if pinned and code in ("NoSuchKey", "NoSuchVersion"):
         code = "PreconditionFailed"
     if code not in _MEANING:
-        return StoreError(f"S3 answered {code}: {said}", **about)
+        return StoreError(f"S3 answered {code}: {said}", hint=foreign.strip() or None, **about)
     kind, message, hint = _MEANING[code]
-    return kind(f"{message} (S3 answered {about['code']})", hint=hint, **about)
+    return kind(f"{message} (S3 answered {about['code']})", hint=hint + foreign, **about)
 
 
 def _retry_after(response: dict[str, Any]) -> float | None:
@@ -172,12 +173,14 @@ def from_botocore(error: BotoCoreError, uri: URI | None) -> TorchwickError:
         return CredentialsError(f"the AWS credentials cannot be used: {error}", uri=uri)
     if isinstance(error, boto.ParamValidationError | boto.UnsupportedS3ArnError):
         return URIError(f"botocore does not accept it: {error}", uri=uri)
+    if isinstance(error, boto.EndpointProviderError | boto.InvalidEndpointConfigurationError):
+        hint = "Write the endpoint as https://host or http://host:port."
+        return StoreError(f"there is no S3 at that endpoint: {error}", uri=uri, hint=hint)
     if isinstance(error, boto.HTTPClientError):
         return TransferError(f"the network failed: {error}", uri=uri)
     return StoreError(f"botocore could not make the request: {error}", uri=uri)
 
 
 def not_s3(uri: URI) -> StoreError:
-    """Return the error for an answer that botocore cannot parse: no S3 speaks there."""
-    hint = "Check AWS_ENDPOINT_URL: something that is not S3 answers there."
-    return StoreError("the answer is not in S3's language", uri=uri, hint=hint)
+    """Return the error for an answer that botocore cannot parse."""
+    return StoreError("something that is not S3 answered", uri=uri, hint=_FOREIGN)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import os
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -18,7 +20,7 @@ from torchwick.errors import (
     StoreError,
 )
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
-from torchwick.store.http import HTTPAnswer, range_header, ranged_body
+from torchwick.store.http import HTTPAnswer, range_header, ranged_body, trusting
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.uri import URI
 
@@ -33,7 +35,7 @@ class WebStore:
     """Objects that a GET of their address returns.
 
     Args:
-        config: only its ``ca_bundle`` matters here.
+        config: only its ``ca_bundle`` matters here (or ``AWS_CA_BUNDLE``); else the system's are trusted.
         timeout: seconds without a byte after which a connection counts as dead.
         secure: whether the addresses are ``https``.
     """
@@ -45,7 +47,7 @@ class WebStore:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self._config.ca_bundle)
+        return trusting(self._config.ca_bundle or os.environ.get("AWS_CA_BUNDLE"))
 
     def connect(self) -> WebConnection:
         """Return a connection of its own for one thread."""
@@ -75,7 +77,7 @@ class WebConnection(PooledConnection):
         body = ranged_body(uri, answer, start, stop, pinned)
         if _conditions(body.info):
             return body
-        body.info = ObjectInfo(uri, body.info.size, ranged=False)  # nothing to pin parts by: one stream
+        body.info = replace(body.info, ranged=False)  # nothing to pin parts by: one stream
         return body
 
     def _follow(
@@ -89,7 +91,10 @@ class WebConnection(PooledConnection):
                 return answer
             target = urljoin(url, answer.headers.get("Location", ""))
             answer.read(1 << 16)
-            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+            scheme = urlsplit(target).scheme
+            if scheme not in ("http", "https") or not answer.headers.get("Location"):
+                raise StoreError("the server redirects to what is no web address", uri=uri)
+            if urlsplit(url).scheme == "https" and scheme != "https":
                 raise StoreError("the server redirects from https to an address that is not", uri=uri)
             url = target
         raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri)

@@ -82,8 +82,9 @@ class Pace:
             >>> [pace.adapt(Reading(rate, busy=0.9)) for rate in (10.0, 100.0, 99.0)]
             [8, 4, 4]
         """
-        if self.settled or not self._warm:  # the first reading is of connections still opening
-            self._warm = now.rate > 0
+        if self.settled or not self._warm or not now.rate:
+            # The first reading is of connections still opening, one of a stall says nothing of their number.
+            self._warm = self._warm or now.rate > 0
         elif self._before is None:
             self._change(now, self.fewest if now.busy >= _BUSY else 2 * self.connections)
         elif self.connections < self._before[0]:

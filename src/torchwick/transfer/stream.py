@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
@@ -15,8 +16,21 @@ __all__ = ["read_stream"]
 _SLICE = 1 << 20  # bytes
 
 
-def read_stream(store: Store, info: ObjectInfo, config: TransferConfig, file: BinaryIO) -> Tally:
+def read_stream(
+    store: Store,
+    info: ObjectInfo,
+    config: TransferConfig,
+    file: BinaryIO,
+    check: Callable[[int], None],
+) -> Tally:
     """Write the object into `file`, from its position 0; start again where the stream breaks.
+
+    Args:
+        store: where the object is.
+        info: the object.
+        config: how to read.
+        file: where it goes.
+        check: called with the bytes there so far; what it raises ends the reading.
 
     Raises:
         StoreError: it could not be read.
@@ -27,7 +41,7 @@ def read_stream(store: Store, info: ObjectInfo, config: TransferConfig, file: Bi
     try:
         while True:
             try:
-                _read_once(connection, info, file, tally)
+                _read_once(connection, info, file, tally, check)
             except TRANSIENT as error:
                 connection.reset()
                 retry.failed(error, 0, None)
@@ -38,7 +52,9 @@ def read_stream(store: Store, info: ObjectInfo, config: TransferConfig, file: Bi
         connection.release()
 
 
-def _read_once(connection: Connection, info: ObjectInfo, file: BinaryIO, tally: Tally) -> None:
+def _read_once(
+    connection: Connection, info: ObjectInfo, file: BinaryIO, tally: Tally, check: Callable[[int], None]
+) -> None:
     tally.requests += 1
     file.seek(0)
     file.truncate()
@@ -48,5 +64,6 @@ def _read_once(connection: Connection, info: ObjectInfo, file: BinaryIO, tally: 
         while count := body.readinto(buffer):
             file.write(buffer[:count])
             tally.bytes_read += count
+            check(file.tell())
     finally:
         body.close()

@@ -1,0 +1,233 @@
+"""The command line tells people, and scripts, what was loaded or what to do; and never a secret."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+import torchwick
+from checkpoints.base import save_bytes
+from faults import S3Error
+from torchwick.cli import app
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from faulty import FaultyServer
+
+STATE = {"weight": torch.ones(300, 100), "bias": torch.ones(7, dtype=torch.bfloat16)}
+MODEL = save_bytes(STATE)
+
+
+def run(*arguments: str) -> Result:
+    """Run a command in this process; an error that reaches the top is raised."""
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user's shell does."""
+    return subprocess.run(
+        [sys.executable, "-m", "torchwick", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    path.write_bytes(MODEL)
+    return path
+
+
+class TestLoad:
+    def test_a_table(self, model: Path) -> None:
+        result = run("load", str(model))
+        assert result.exit_code == 0
+        for told in ("torch zip (deferred)", "2: 1 float32, 1 bfloat16", f"{len(MODEL):,}", "GB/s"):
+            assert told in result.stdout
+        assert result.stderr == ""
+
+    def test_json(self, model: Path) -> None:
+        result = run("load", str(model), "--json")
+        assert result.exit_code == 0
+        told = json.loads(result.stdout)
+        assert told["uri"] == str(model)
+        assert told["size"] == len(MODEL)
+        assert (told["tensors"], told["tensor_bytes"]) == (2, 300 * 100 * 4 + 7 * 2)
+        assert told["dtypes"] == {"float32": 1, "bfloat16": 1}
+        assert told["peak_memory"] > 10**7
+        assert told["bytes_per_second"] > 0
+        assert result.stderr == ""
+
+    def test_json_holds_the_whole_report(self, model: Path) -> None:
+        reports: list[torchwick.LoadReport] = []
+        torchwick.load(model, on_report=reports.append)
+        told = json.loads(run("load", str(model), "--json").stdout)
+        assert reports[0].to_dict().keys() <= told.keys()
+
+    def test_safetensors(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        safetensors.torch.save_file(STATE, path)
+        told = json.loads(run("load", str(path), "--json").stdout)
+        assert (told["format"], told["method"], told["tensors"]) == ("safetensors", "filled", 2)
+
+    def test_from_s3(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+        assert run("load", "s3://models/new.pt").exit_code == 0
+
+    def test_its_options_are_the_functions(
+        self, faulty_s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        result = run(
+            *("load", "s3://models/new.pt", "--endpoint-url", faulty_s3.endpoint_url, "--region", "eu-west-3"),
+            *("--connections", "2", "--memory-limit", "1GB", "--map-location", "meta", "--json"),
+        )
+        assert result.exit_code == 0
+        assert "/eu-west-3/" in faulty_s3.requests[0].headers["authorization"]
+
+    def test_anonymous(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+        assert run("load", "s3://models/new.pt", "--anonymous").exit_code == 0
+        assert "authorization" not in faulty_s3.requests[0].headers
+
+    def test_a_program_only_if_asked_for(self, tmp_path: Path) -> None:
+        path = tmp_path / "module.pt"
+        torch.save(torch.nn.Linear(3, 3), path)
+        refused = run("load", str(path))
+        assert refused.exit_code == 1
+        assert "UnsafePickleError" in refused.stderr
+        assert "torch.nn.modules.linear.Linear" in refused.stderr
+        trusted = run("load", str(path), "--no-weights-only", "--json")
+        assert json.loads(trusted.stdout)["tensors"] == 2
+
+    def test_a_model_without_tensors(self, tmp_path: Path) -> None:
+        torch.save({"epoch": 7}, tmp_path / "model.pt")
+        assert "tensors" in run("load", str(tmp_path / "model.pt")).stdout
+
+
+class TestFailing:
+    def test_the_message_and_nothing_else(self, tmp_path: Path) -> None:
+        result = run("load", str(tmp_path / "missing.pt"))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"ObjectNotFoundError {tmp_path / 'missing.pt'}: there is no such file. Check the path.\n"
+        )
+
+    def test_as_json(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "missing.pt")
+        result = run("load", path, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout) == {
+            "error": {
+                "type": "ObjectNotFoundError",
+                "message": f"{path}: there is no such file. Check the path.",
+                "uri": path,
+                "hint": "Check the path.",
+                "retryable": False,
+            }
+        }
+        assert result.stderr == ""
+
+    @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+    @pytest.mark.parametrize("limit", ["many", "-1", "2 parsecs"])
+    def test_an_option_that_makes_no_sense(self, model: Path, limit: str, as_json: list[str]) -> None:
+        result = run("load", str(model), f"--memory-limit={limit}", *as_json)
+        assert result.exit_code in (1, 2)
+        assert limit in result.stdout + result.stderr
+
+    def test_a_device_that_makes_no_sense(self, model: Path) -> None:
+        result = run("load", str(model), "--map-location", "nonsense")
+        assert result.exit_code in (1, 2)
+        assert "nonsense" in result.stderr
+
+    def test_brackets_are_not_markup(self, tmp_path: Path) -> None:
+        result = run("load", str(tmp_path / "[red]missing[/red].pt"))
+        assert "[red]missing[/red].pt" in result.stderr
+
+    def test_without_an_argument(self) -> None:
+        assert run("load").exit_code == 2
+
+    def test_ctrl_c(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+
+        def interrupt() -> None:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+        faulty_s3.on(interrupt)
+        result = CliRunner().invoke(app, ["load", "s3://models/new.pt"])
+        assert result.exit_code != 0
+        assert "Traceback" not in result.output
+
+
+class TestSecrets:
+    QUERY = "X-Amz-Credential=AKIA5EC3E7&X-Amz-Signature=5ec3e7"
+
+    @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+    def test_none_is_shown_of_a_presigned_url(self, faulty: FaultyServer, as_json: list[str]) -> None:
+        url = faulty.put("new.pt", MODEL) + f"?{self.QUERY}"
+        result = run("load", url, *as_json)
+        assert result.exit_code == 0
+        assert "5ec3e7" not in result.output.lower()
+
+    @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+    def test_none_is_shown_when_it_fails(self, faulty: FaultyServer, as_json: list[str]) -> None:
+        faulty.on(S3Error(403, "AccessDenied", "Request has expired"))
+        result = run("load", faulty.url(f"new.pt?{self.QUERY}"), *as_json)
+        assert result.exit_code == 1
+        assert "expired" in result.output
+        assert "5ec3e7" not in result.output.lower()
+
+
+class TestProcess:
+    """What only a process of its own shows."""
+
+    def test_a_load_whose_output_is_piped_shows_no_bar(self, model: Path) -> None:
+        done = run_apart("load", str(model), "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["tensors"] == 2
+
+    def test_a_failure_shows_no_traceback(self, tmp_path: Path) -> None:
+        done = run_apart("load", str(tmp_path / "missing.pt"))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("ObjectNotFoundError ")
+        assert "Traceback" not in done.stderr
+
+
+def test_the_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"torchwick {torchwick.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["load", "--help"], ["demo", "--help"]])
+def test_help(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_no_arguments_show_help() -> None:
+    result = run()
+    assert "Usage" in result.output
+
+
+def test_the_bar_is_for_terminals(model: Path, monkeypatch: Any) -> None:
+    asked: list[Any] = []
+    load = torchwick.load
+    monkeypatch.setattr(torchwick, "load", lambda *a, **k: asked.append(k["progress"]) or load(*a, **k))
+    run("load", str(model))
+    assert asked == [False]

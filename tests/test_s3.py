@@ -1,0 +1,441 @@
+"""S3 as it is met: who asks, what is refused and why, which keys there are, and what goes over the wire."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import torchwick
+from checkpoints.base import save_bytes
+from faults import Answer, S3Error
+from oracle import assert_same
+from torchwick import (
+    AccessDeniedError,
+    CredentialsError,
+    FormatError,
+    LoadReport,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    S3Config,
+    StoreError,
+    TransferConfig,
+    TransferError,
+    URIError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Put
+    from faulty import FaultyServer
+    from torchwick.demo.server import SeaweedFS
+
+STATE = {"weight": torch.arange(500_000, dtype=torch.float32)}
+MODEL = save_bytes(STATE)
+OTHER = save_bytes({"weight": -STATE["weight"]})
+PARTS = TransferConfig(part_size=500_000, connections=2)
+URI = "s3://models/new.pt"
+
+
+@pytest.fixture
+def stored(faulty_s3: FaultyServer) -> FaultyServer:
+    """The fault server as S3, with a model of several parts."""
+    faulty_s3.put("models/new.pt", MODEL)
+    return faulty_s3
+
+
+@pytest.fixture
+def real(aws_env: SeaweedFS, shared_bucket: str, put: Put) -> str:
+    """A small model on the real S3 server."""
+    return put(shared_bucket, "new.pt", MODEL)
+
+
+def _keys_used(server: FaultyServer) -> list[str]:
+    """The access key that signed each request."""
+    return [
+        request.headers["authorization"].partition("Credential=")[2].partition("/")[0]
+        for request in server.requests
+    ]
+
+
+class TestWhoAsks:
+    def test_the_right_keys(self, real: str) -> None:
+        assert_same(torchwick.load(real), STATE)
+
+    def test_a_wrong_secret(self, real: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wr0ng")
+        with pytest.raises(CredentialsError) as caught:
+            torchwick.load(real)
+        assert caught.value.code == "SignatureDoesNotMatch"
+        assert caught.value.uri == real
+        assert caught.value.hint
+        assert "wr0ng" not in str(caught.value)
+
+    def test_an_unknown_key(self, real: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAUNKNOWN")
+        with pytest.raises(CredentialsError, match="does not know this access key") as caught:
+            torchwick.load(real)
+        assert caught.value.code == "InvalidAccessKeyId"
+        assert caught.value.request_id
+
+    def test_nobody_where_a_name_is_needed(self, real: str) -> None:
+        with pytest.raises(AccessDeniedError) as caught:
+            torchwick.load(real, s3=S3Config(anonymous=True))
+        assert caught.value.uri == real
+
+    def test_nobody_where_all_may_read(self, stored: FaultyServer) -> None:
+        assert_same(torchwick.load(URI, s3=S3Config(anonymous=True)), STATE)
+        assert not any("authorization" in request.headers for request in stored.requests)
+
+    def test_no_credentials_at_all(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(CredentialsError, match="no AWS credentials were found") as caught:
+            torchwick.load(URI)
+        assert "AWS_PROFILE" in str(caught.value.hint)
+        assert "anonymous=True" in str(caught.value.hint)
+        assert stored.requests == []
+
+    def test_credentials_that_come_later(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        credentials = tmp_path / "credentials"
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+        with pytest.raises(CredentialsError):
+            torchwick.load(URI)
+        credentials.write_text("[default]\naws_access_key_id=AKIALATE\naws_secret_access_key=x\n")
+        assert_same(torchwick.load(URI), STATE)
+        assert set(_keys_used(stored)) == {"AKIALATE"}
+
+    def test_a_profile(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        credentials = tmp_path / "credentials"
+        credentials.write_text("[work]\naws_access_key_id=AKIAWORK\naws_secret_access_key=x\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+        torchwick.load(URI, s3=S3Config(profile="work"))
+        assert set(_keys_used(stored)) == {"AKIAWORK"}
+
+    def test_a_profile_that_is_not_there(self, stored: FaultyServer) -> None:
+        with pytest.raises(CredentialsError, match="missing-profile") as caught:
+            torchwick.load(URI, s3=S3Config(profile="missing-profile"))
+        assert caught.value.uri == URI
+
+    def test_a_half_given_key(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(CredentialsError):
+            torchwick.load(URI)
+
+    def test_another_key_in_the_environment_is_seen(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torchwick.load(URI)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECOND")
+        torchwick.load(URI)
+        assert _keys_used(stored)[-1] == "AKIASECOND"
+
+
+class TestWhatIsRefused:
+    def test_a_missing_key(self, aws_env: SeaweedFS, shared_bucket: str) -> None:
+        with pytest.raises(ObjectNotFoundError, match="no such object") as caught:
+            torchwick.load(f"s3://{shared_bucket}/missing.pt")
+        assert caught.value.code == "NoSuchKey"
+
+    def test_a_missing_bucket(self, aws_env: SeaweedFS) -> None:
+        with pytest.raises(ObjectNotFoundError, match="no such bucket") as caught:
+            torchwick.load("s3://missing-bucket/new.pt")
+        assert caught.value.code == "NoSuchBucket"
+
+    def test_a_bucket_of_an_impossible_name(self, aws_env: SeaweedFS) -> None:
+        with pytest.raises(URIError, match="Some Bucket"):
+            torchwick.load("s3://Some Bucket/new.pt")
+
+    @pytest.mark.parametrize(
+        ("status", "code", "kind"),
+        [
+            (403, "AccessDenied", AccessDeniedError),
+            (403, "RequestTimeTooSkewed", CredentialsError),
+            (400, "ExpiredToken", CredentialsError),
+            (403, "InvalidToken", CredentialsError),
+            (403, "InvalidObjectState", StoreError),
+            (404, "NoSuchVersion", ObjectNotFoundError),
+            (412, "PreconditionFailed", ObjectChangedError),
+            (400, "SomethingNew", StoreError),
+        ],
+    )
+    def test_by_name(self, stored: FaultyServer, status: int, code: str, kind: type[StoreError]) -> None:
+        stored.on(S3Error(status, code))
+        with pytest.raises(kind) as caught:
+            torchwick.load(URI)
+        assert type(caught.value) is kind
+        assert (caught.value.code, caught.value.request_id) == (code, "FAULTY")
+        assert code in str(caught.value)
+        assert caught.value.uri == URI
+
+    def test_nothing_there_answers(
+        self, faulty_s3: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
+        started = time.monotonic()
+        with pytest.raises(TransferError, match="tried 2 times") as caught:
+            torchwick.load(URI, transfer=TransferConfig(max_attempts=2))
+        assert time.monotonic() - started < 2
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+        assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
+
+    def test_a_host_that_no_one_knows(self, faulty_s3: FaultyServer) -> None:
+        config = S3Config(endpoint_url="http://nowhere.invalid", addressing_style="path")
+        with pytest.raises(TransferError) as caught:
+            torchwick.load(URI, s3=config, transfer=TransferConfig(max_attempts=1))
+        assert "DNS" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("endpoint", ["localhost:9000", "nonsense", "ftp://host"])
+    def test_an_endpoint_that_is_no_url(self, faulty_s3: FaultyServer, endpoint: str) -> None:
+        with pytest.raises(StoreError, match="http://host:port"):
+            torchwick.load(URI, s3=S3Config(endpoint_url=endpoint))
+
+    @pytest.mark.parametrize("status", [400, 403, 404])
+    def test_a_page_where_s3_should_be(self, stored: FaultyServer, status: int) -> None:
+        page = b"<!DOCTYPE html><html><body>Hello<br></body></html>"
+        stored.on(Answer(status, page, {"Content-Type": "text/html"}))
+        with pytest.raises(StoreError, match="AWS_ENDPOINT_URL"):
+            torchwick.load(URI)
+
+    def test_a_page_in_the_models_place(self, stored: FaultyServer) -> None:
+        page = b"<!DOCTYPE html><html><body>Hello<br></body></html>"
+        stored.on(Answer(200, page, {"Content-Type": "text/html"}))
+        with pytest.raises(FormatError, match="an HTML page"):
+            torchwick.load(URI)
+
+
+class TestKeysAndVersions:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "a folder/new model.pt",
+            "модель/größe 模型 🙂.pt",
+            "100%.pt",
+            "50%25.pt",
+            "a+b.pt",
+            "what?.pt",
+            "what?x=1&y=2.pt",
+            "#1.pt",
+            "a=b&c;d,e:f@g.pt",
+            "'quoted' \"twice\" `thrice`.pt",
+            "~tilde*star!(paren).pt",
+        ],
+    )
+    def test_any_key(self, aws_env: SeaweedFS, shared_bucket: str, put: Put, key: str) -> None:
+        reports: list[LoadReport] = []
+        assert_same(torchwick.load(put(shared_bucket, key, MODEL), on_report=reports.append), STATE)
+        assert reports[0].uri == f"s3://{shared_bucket}/{key}"
+
+    def test_versions(self, aws_env: SeaweedFS, bucket: str, s3_client: Any) -> None:
+        s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        old = s3_client.put_object(Bucket=bucket, Key="new.pt", Body=OTHER)["VersionId"]
+        new = s3_client.put_object(Bucket=bucket, Key="new.pt", Body=MODEL)["VersionId"]
+        reports: list[LoadReport] = []
+        uri = f"s3://{bucket}/new.pt"
+        assert_same(torchwick.load(uri, transfer=PARTS, on_report=reports.append), STATE)
+        loaded = torchwick.load(f"{uri}?versionId={old}", transfer=PARTS, on_report=reports.append)
+        assert_same(loaded, {"weight": -STATE["weight"]})
+        assert [report.version for report in reports] == [new, old]
+
+    def test_a_version_that_is_not_there(self, aws_env: SeaweedFS, bucket: str, s3_client: Any) -> None:
+        s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        s3_client.put_object(Bucket=bucket, Key="new.pt", Body=MODEL)
+        with pytest.raises(ObjectNotFoundError):
+            torchwick.load(f"s3://{bucket}/new.pt?versionId={'0' * 32}")
+
+    def test_every_part_is_of_the_version_asked_for(self, stored: FaultyServer) -> None:
+        torchwick.load(f"{URI}?versionId=v7", transfer=PARTS)
+        assert len(stored.requests) > 3
+        assert {"versionId=v7"} == {request.query.replace("&x-id=GetObject", "") for request in stored.requests}
+
+
+class TestOnTheWire:
+    @pytest.fixture(autouse=True)
+    def token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "t0ken")
+
+    def test_every_request_but_the_first_is_pinned(self, stored: FaultyServer) -> None:
+        reports: list[LoadReport] = []
+        torchwick.load(URI, transfer=PARTS, on_report=reports.append)
+        first, *others = stored.requests
+        assert "if-match" not in first.headers
+        assert {request.headers["if-match"] for request in others} == {reports[0].etag}
+        assert len(others) >= 4
+
+    def test_one_signature_serves_them_all(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, transfer=PARTS)
+        assert len({request.headers["authorization"] for request in stored.requests}) == 1
+        assert len({request.range for request in stored.requests}) == len(stored.requests)
+
+    def test_credentials_are_in_headers_alone(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, transfer=PARTS)
+        for request in stored.requests:
+            assert request.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIAFAULTY/")
+            assert request.headers["x-amz-security-token"] == "t0ken"
+            for secret in ("amz-", "t0ken", "akiafaulty", "signature"):
+                assert secret not in request.query.lower()
+
+    def test_nothing_is_asked_for_compressed(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, transfer=PARTS)
+        assert {request.headers.get("accept-encoding") for request in stored.requests} == {"identity"}
+
+    def test_the_region_is_signed(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, s3=S3Config(region="eu-west-3"))
+        assert "/eu-west-3/s3/aws4_request" in stored.requests[0].headers["authorization"]
+
+    def test_who_pays(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, transfer=PARTS, s3=S3Config(requester_pays=True))
+        for request in stored.requests:
+            assert request.headers["x-amz-request-payer"] == "requester"
+            assert "x-amz-request-payer" in request.headers["authorization"]
+
+    def test_the_endpoint_given_in_code_wins(
+        self, stored: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
+        assert_same(torchwick.load(URI, s3=S3Config(endpoint_url=stored.endpoint_url)), STATE)
+
+    def test_an_endpoint_for_s3_alone(
+        self, stored: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", stored.endpoint_url)
+        assert_same(torchwick.load(URI), STATE)
+
+    def test_over_tls(self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in faulty_tls.environment().items():
+            monkeypatch.setenv(name, value)
+        faulty_tls.put("models/new.pt", MODEL)
+        assert_same(torchwick.load(URI, transfer=PARTS), STATE)
+
+    def test_an_authority_given_in_code(
+        self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in faulty_tls.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("AWS_CA_BUNDLE")
+        faulty_tls.put("models/new.pt", MODEL)
+        with pytest.raises(TransferError) as caught:
+            torchwick.load(URI)
+        assert "AWS_CA_BUNDLE" in str(caught.value.hint)
+        assert caught.value.attempts == 1  # another attempt would meet the same certificate
+        assert_same(torchwick.load(URI, s3=S3Config(ca_bundle=str(faulty_tls.ca_file))), STATE)
+
+    def test_an_authority_that_is_not_there(
+        self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name, value in faulty_tls.environment().items():
+            monkeypatch.setenv(name, value)
+        missing = str(tmp_path / "missing.pem")
+        started = time.monotonic()
+        with pytest.raises(torchwick.TorchwickError, match=r"missing\.pem"):
+            torchwick.load(URI, s3=S3Config(ca_bundle=missing))
+        assert time.monotonic() - started < 2
+
+
+class TestExpiry:
+    """Signatures and credentials end while loads go on."""
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(403, "ExpiredToken"), (400, "ExpiredToken"), (403, "RequestTimeTooSkewed")]
+    )
+    def test_a_signature_refused_in_the_middle_is_made_anew(
+        self, stored: FaultyServer, status: int, code: str
+    ) -> None:
+        stored.on(S3Error(status, code), nth=3)
+        assert_same(torchwick.load(URI, transfer=PARTS), STATE)
+
+    def test_renewed_credentials_sign_the_rest(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self._use_short_lived_credentials(monkeypatch, tmp_path)
+        stored.on(S3Error(400, "ExpiredToken"), nth=3)
+        assert_same(torchwick.load(URI, transfer=TransferConfig(part_size=500_000, connections=1)), STATE)
+        used = _keys_used(stored)
+        assert used[0] == used[1] == used[2]
+        assert used[3] != used[2]
+        assert set(used[3:]) == {used[3]}
+
+    def test_credentials_that_stay_refused(self, stored: FaultyServer) -> None:
+        stored.on(S3Error(400, "ExpiredToken"), nth=range(3, 99))
+        with pytest.raises(CredentialsError, match="have expired") as caught:
+            torchwick.load(URI, transfer=PARTS)
+        assert caught.value.hint
+        assert len(stored.requests) < 9
+
+    @staticmethod
+    def _use_short_lived_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Let a program give credentials that end so soon that botocore asks for new ones at every use."""
+        script, count = tmp_path / "credentials.py", tmp_path / "count"
+        script.write_text(
+            "import datetime, json, pathlib, sys\n"
+            "count = pathlib.Path(sys.argv[1])\n"
+            "number = int(count.read_text()) + 1 if count.exists() else 1\n"
+            "count.write_text(str(number))\n"
+            "end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=11)\n"
+            "print(json.dumps({'Version': 1, 'AccessKeyId': f'AKIA{number}', 'SecretAccessKey': 'x',\n"
+            "                  'SessionToken': 't', 'Expiration': end.isoformat()}))\n"
+        )
+        config = tmp_path / "config"
+        config.write_text(f"[default]\ncredential_process = {sys.executable} {script} {count}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+
+class TestRegions:
+    """A bucket in another region than the configured one: S3 says which, and the load goes there."""
+
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed"), (307, "TemporaryRedirect")],
+    )
+    def test_it_is_signed_anew_for_the_right_one(self, stored: FaultyServer, status: int, code: str) -> None:
+        body = f"<Error><Code>{code}</Code><Message>Go there.</Message><Region>eu-west-3</Region></Error>"
+        headers = {"Content-Type": "application/xml", "x-amz-bucket-region": "eu-west-3"}
+        stored.on(
+            Answer(status, body.encode(), headers),
+            where=lambda request: "/eu-west-3/" not in request.headers["authorization"],
+        )
+        assert_same(torchwick.load(URI, transfer=PARTS), STATE)
+        refused, *others = stored.requests
+        assert "/us-east-1/" in refused.headers["authorization"]
+        assert len(others) > 3
+        assert all("/eu-west-3/" in request.headers["authorization"] for request in others)
+
+
+def test_a_change_is_never_loaded_as_a_mix(stored: FaultyServer) -> None:
+    stored.on(lambda: stored.put("models/new.pt", OTHER), nth=4)
+    with pytest.raises(ObjectChangedError):
+        torchwick.load(URI, transfer=PARTS)
+
+
+def test_a_model_deleted_in_the_middle(stored: FaultyServer) -> None:
+    stored.on(lambda: stored.delete("models/new.pt"), nth=4)
+    with pytest.raises(ObjectChangedError):
+        torchwick.load(URI, transfer=PARTS)
+
+
+def test_the_next_load_sees_the_new_model(stored: FaultyServer) -> None:
+    torchwick.load(URI, transfer=PARTS)
+    stored.put("models/new.pt", OTHER)
+    assert_same(torchwick.load(URI, transfer=PARTS), {"weight": -STATE["weight"]})
+
+
+def test_no_secret_is_shown_by_an_error(stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t0ken")
+    stored.on(S3Error(403, "SignatureDoesNotMatch"))
+    with pytest.raises(CredentialsError) as caught:
+        torchwick.load(URI)
+    shown = json.dumps([str(caught.value), repr(caught.value), repr(vars(caught.value))])
+    for secret in ("not-checked", "t0ken", "AWS4-HMAC"):
+        assert secret not in shown
