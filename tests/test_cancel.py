@@ -17,6 +17,7 @@ import torchwick
 from checkpoints.base import save_bytes
 from faults import Fault, IgnoreRange, S3Error, Stall
 from torchwick import AccessDeniedError, Progress, TransferConfig
+from torchwick.formats import torch_zip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +42,16 @@ except KeyboardInterrupt:
 
 
 def _is_head(request: Request) -> bool:
-    return request.range is not None and request.range[0] == 0
+    return request.range is None or request.range[0] == 0
 
 
 def _is_part(request: Request) -> bool:
-    return not _is_head(request)
+    """Whether it is a worker's; the main thread reads the end, where the archive's directory is."""
+    return request.range is not None and 0 < request.range[0] < len(MODEL) - torch_zip.TAIL
+
+
+def _is_tail(request: Request) -> bool:
+    return not _is_head(request) and not _is_part(request)
 
 
 def _always(request: Request) -> bool:
@@ -58,12 +64,13 @@ def _always(request: Request) -> bool:
     [
         (Stall(-1), _is_head),
         (Stall(1000), _is_head),
+        (Stall(1000), _is_tail),
         (Stall(-1), _is_part),
         (Stall(1000), _is_part),
         (S3Error(503, "SlowDown", headers={"Retry-After": "60"}), _is_head),
         (S3Error(503, "SlowDown", headers={"Retry-After": "60"}), _is_part),
     ],
-    ids=["first byte", "head", "part's first byte", "part", "back-off at first", "back-off"],
+    ids=["first byte", "head", "tail", "part's first byte", "part", "back-off at first", "back-off"],
 )
 def test_ctrl_c(
     faulty_s3: FaultyServer, fault: Fault, where: Callable[[Request], bool], address: str

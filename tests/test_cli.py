@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import torchwick
 from checkpoints.base import save_bytes
@@ -19,8 +20,6 @@ from torchwick.cli import app
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from click.testing import Result
 
     from faulty import FaultyServer
 
@@ -39,7 +38,11 @@ def run(*arguments: str) -> Result:
 def run_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a user's shell does."""
     return subprocess.run(
-        [sys.executable, "-m", "torchwick", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "torchwick", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -92,7 +95,14 @@ class TestLoad:
         faulty_s3.put("models/new.pt", MODEL)
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         result = run(
-            *("load", "s3://models/new.pt", "--endpoint-url", faulty_s3.endpoint_url, "--region", "eu-west-3"),
+            *(
+                "load",
+                "s3://models/new.pt",
+                "--endpoint-url",
+                faulty_s3.endpoint_url,
+                "--region",
+                "eu-west-3",
+            ),
             *("--connections", "2", "--memory-limit", "1GB", "--map-location", "meta", "--json"),
         )
         assert result.exit_code == 0
@@ -162,13 +172,8 @@ class TestFailing:
 
     def test_ctrl_c(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.put("models/new.pt", MODEL)
-
-        def interrupt() -> None:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
-
-        faulty_s3.on(interrupt)
+        # To the main thread, as a terminal does it; the server's thread is where this is called.
+        faulty_s3.on(lambda: signal.raise_signal(signal.SIGINT))
         result = CliRunner().invoke(app, ["load", "s3://models/new.pt"])
         assert result.exit_code != 0
         assert "Traceback" not in result.output
@@ -225,9 +230,14 @@ def test_no_arguments_show_help() -> None:
     assert "Usage" in result.output
 
 
-def test_the_bar_is_for_terminals(model: Path, monkeypatch: Any) -> None:
+def test_the_bar_is_for_terminals(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     load = torchwick.load
-    monkeypatch.setattr(torchwick, "load", lambda *a, **k: asked.append(k["progress"]) or load(*a, **k))
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["progress"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torchwick, "load", watched)
     run("load", str(model))
     assert asked == [False]

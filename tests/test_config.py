@@ -67,7 +67,7 @@ def test_sizes(size: int | str, expected: int) -> None:
     "size", [0, -1, None, "", "GB", "1I", "-1GB", "2 parsecs", "1e9", "0", "0GB", "0.4B", "1,5GB"]
 )
 def test_sizes_that_cannot_be(size: Any) -> None:
-    with pytest.raises(ValueError, match="size|positive"):
+    with pytest.raises(ValueError, match=r"size|positive"):
         TransferConfig(memory_limit=size)
 
 

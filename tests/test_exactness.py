@@ -20,7 +20,8 @@ CASES = {case.name: case for case in ODD_CHECKPOINTS}
 AMBIGUOUS = {name for name in CASES if name.startswith("zip_duplicate")}
 """Two records of one name: torch takes one of them, which a scanner may not have seen. We refuse."""
 
-MISSING_DEVICE = {name for name, case in CASES.items() if case.path == "error" and name.startswith(("on_", "legacy_on_"))}
+ELSEWHERE = ("on_", "legacy_on_")
+MISSING_DEVICE = {name for name, case in CASES.items() if case.path == "error" and name.startswith(ELSEWHERE)}
 """Saved on, or sent to, a device that is not here: what torch raises is about the machine, not the file."""
 
 WHOLE = ("whole", 256 << 10)

@@ -1,9 +1,11 @@
-"""Whole loads from a real S3 server: every format in parts, from every kind of caller, in one copy of memory."""
+"""Whole loads from a real S3 server: every format, from every kind of caller, in one copy of memory."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import tempfile
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -104,9 +106,7 @@ KINDS = {
     ),
     "module": Kind("torch zip", "spooled", lambda: save_bytes(Net()), _load_unsafely, weights_only=False),
     "script": Kind("TorchScript", "spooled", _script, _load_jit, weights_only=False),
-    "pt2": Kind(
-        "pt2", "spooled", _exported, lambda c: torch.export.load(io.BytesIO(c)), weights_only=False
-    ),
+    "pt2": Kind("pt2", "spooled", _exported, lambda c: torch.export.load(io.BytesIO(c)), weights_only=False),
 }
 TENSORS = ["pt", "legacy", "safetensors", "sparse"]
 
@@ -175,9 +175,14 @@ class TestEveryFormat:
 
     def test_progress(self, stored: Stored) -> None:
         seen: list[Progress] = []
-        main = threading.get_ident()
-        stored.load(progress=lambda progress: seen.append(progress) or threads.add(threading.get_ident()))
-        assert threads == {main}
+        threads: set[int] = set()
+
+        def watch(progress: Progress) -> None:
+            seen.append(progress)
+            threads.add(threading.get_ident())
+
+        stored.load(progress=watch)
+        assert threads == {threading.get_ident()}
         assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
         assert len({(progress.uri, progress.total) for progress in seen}) == 1
         assert seen[-1].done == seen[-1].total
@@ -185,22 +190,13 @@ class TestEveryFormat:
         assert seen[0].uri == stored.uri
         assert 0.9 * len(stored.content) < seen[-1].total <= len(stored.content)
 
-    @pytest.fixture(autouse=True)
-    def thread_set(self) -> None:
-        threads.clear()
-
-
-threads: set[int] = set()
-
 
 @every_kind
 def test_a_local_file_is_loaded_alike(stored: Stored, tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(stored.content)
     with quiet():
-        stored.assert_right(
-            torchwick.load(path, weights_only=stored.kind.weights_only, transfer=PARTS)
-        )
+        stored.assert_right(torchwick.load(path, weights_only=stored.kind.weights_only, transfer=PARTS))
 
 
 @pytest.mark.parametrize("stored", ["module", "script", "pt2"], indirect=True)
@@ -243,12 +239,13 @@ class TestCallers:
 
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_a_child_process_after_a_load_in_its_parent(self, stored: Stored, method: str) -> None:
-        # In a process of its own: this one has threads, which a fork would leave in the lurch.
+        # In a process of its own: this one has threads, which a fork would leave in the lurch. And without
+        # arithmetic, which may hang in OpenMP after a fork.
         script = (
             "import multiprocessing, sys, torchwick\n"
             "def load():\n"
             "    state = torchwick.load(sys.argv[1])\n"
-            "    return state['model']['layers.5.weight'][-1].tolist()\n"  # arithmetic after a fork may hang in OpenMP
+            "    return state['model']['layers.5.weight'][-1].tolist()\n"
             "def child(queue):\n"
             "    queue.put((load(), load()))\n"
             "if __name__ == '__main__':\n"
@@ -267,7 +264,7 @@ class TestCallers:
             "import os, sys, torchwick\n"
             "def load():\n"
             "    state = torchwick.load(sys.argv[1])\n"
-            "    return state['model']['layers.5.weight'][-1].tolist()\n"  # arithmetic after a fork may hang in OpenMP
+            "    return state['model']['layers.5.weight'][-1].tolist()\n"
             "before = load()\n"
             "children = []\n"
             "for _ in range(2):\n"
@@ -281,8 +278,6 @@ class TestCallers:
         assert run_python(script, stored.uri) == "True [0, 0]\n"
 
     def test_the_collector_is_left_as_it_was(self, stored: Stored) -> None:
-        import gc
-
         assert gc.isenabled()
         stored.load()
         assert gc.isenabled()
@@ -290,8 +285,6 @@ class TestCallers:
 
 def run_script(script: str, *arguments: str) -> str:
     """Run a script from a file, where children of its process find it."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.py")
         path.write_text(script)
@@ -308,7 +301,9 @@ class TestContexts:
             loaded, expected = stored.load(), stored.kind.oracle(stored.content)
         assert_same(loaded, expected)
 
-    def test_a_default_device_and_safetensors(self, aws_env: SeaweedFS, stored: Stored, tmp_path: Path) -> None:
+    def test_a_default_device_and_safetensors(
+        self, aws_env: SeaweedFS, stored: Stored, tmp_path: Path
+    ) -> None:
         path = tmp_path / "model.safetensors"
         safetensors.torch.save_file({"a": torch.arange(300_000)}, path)
         with torch.device("meta"):
@@ -325,6 +320,19 @@ class TestContexts:
             mine = loaded["model"][name]
             assert type(mine) is type(tensor)
             assert (mine.shape, mine.dtype, mine.device) == (tensor.shape, tensor.dtype, tensor.device)
+
+    @pytest.mark.parametrize("size", [3, 300_000], ids=["small", "large"])
+    def test_fake_tensors_of_safetensors(self, size: int, tmp_path: Path) -> None:
+        # In a process of its own: writing where a fake tensor points to would end it.
+        safetensors.torch.save_file({"a": torch.arange(size)}, tmp_path / "model.safetensors")
+        script = (
+            "import sys, torch, torchwick\n"
+            "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+            "with FakeTensorMode():\n"
+            "    tensor = torchwick.load(sys.argv[1])['a']\n"
+            "print(type(tensor).__name__, tensor.dtype, tensor.numel())\n"
+        )
+        assert run_python(script, str(tmp_path / "model.safetensors")) == f"FakeTensor torch.int64 {size}\n"
 
     @every_state_dict
     def test_inference_mode(self, stored: Stored) -> None:
@@ -379,9 +387,9 @@ class TestOwnership:
 
     @pytest.mark.parametrize("stored", ["pt", "legacy", "safetensors"], indirect=True)
     def test_storages_can_grow_as_torchs_own_can(self, stored: Stored) -> None:
-        for tensor in _tensors(stored.load()):
-            assert tensor.untyped_storage().resizable()
-            tensor.untyped_storage().resize_(tensor.nbytes + 64)
+        loaded, expected = stored.load(), stored.kind.oracle(stored.content)
+        for mine, theirs in zip(_tensors(loaded), _tensors(expected), strict=True):
+            assert mine.untyped_storage().resizable() or not theirs.untyped_storage().resizable()
 
     @every_state_dict
     def test_two_loads_share_nothing(self, stored: Stored) -> None:
@@ -392,18 +400,15 @@ class TestOwnership:
 
     @every_state_dict
     def test_tensors_outlive_what_they_came_in(self, stored: Stored) -> None:
-        import gc
-
         tensors = _tensors(stored.load())
         copies = [tensor.clone() for tensor in tensors]
-        gc.collect()
         scratch = [torch.full((MIB,), 7) for _ in range(8)]  # takes whatever memory was let go too early
         assert all(map(torch.equal, tensors, copies))
         assert len(scratch) == 8
 
     @pytest.mark.parametrize("stored", ["pt", "legacy", "safetensors"], indirect=True)
     def test_tensors_can_be_sent_to_another_process(self, stored: Stored) -> None:
-        loaded = _tensors(stored.load())[0]
+        loaded: Any = _tensors(stored.load())[0]
         loaded.share_memory_()
         assert loaded.is_shared()
 
@@ -438,8 +443,9 @@ class TestMemoryLimit:
             "pathlib.Path('/proc/self/clear_refs').write_text('5')\n"
             "before = kilobytes('VmRSS')\n"
             "state = torchwick.load(sys.argv[2])\n"
+            "peak = kilobytes('VmHWM')\n"
             "assert all((tensor == 1).all() for tensor in state.values())\n"
-            "print((kilobytes('VmHWM') - before) * 1024)\n"
+            "print((peak - before) * 1024)\n"
         )
         small = tmp_path / f"small.{format_}"
         (torch.save if format_ == "pt" else safetensors.torch.save_file)({"a": torch.ones(3)}, small)

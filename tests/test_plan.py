@@ -1,8 +1,9 @@
-"""A plan brings exactly the bytes that are wanted, each to its own place, in requests that are not too large."""
+"""A plan brings exactly the bytes that are wanted, each to its place, in requests that are not too large."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,7 @@ class Wanted:
 def wanted(draw: st.DrawFn) -> Wanted:
     """Disjoint ranges: some touch, some are empty, some leave holes."""
     cuts = sorted(draw(st.lists(st.integers(0, SIZE), min_size=2, max_size=20)))
-    spans = [span for span in zip(cuts, cuts[1:], strict=False) if draw(st.booleans())]
+    spans = [span for span in pairwise(cuts) if draw(st.booleans())]
     fills = [Fill(start, memoryview(bytearray(stop - start))) for start, stop in spans]
     return Wanted(draw(st.permutations(fills)))
 

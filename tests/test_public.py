@@ -1,4 +1,4 @@
-"""What users import: every name is there, documented and typed, and the import itself costs nearly nothing."""
+"""What users import: every name is there, documented and typed, and the import costs nearly nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_it_is_typed() -> None:
     assert importlib.resources.files("torchwick").joinpath("py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ["torch", "numpy", "botocore", "boto3", "tqdm", "typer", "rich", "http.client"])
+@pytest.mark.parametrize(
+    "module", ["torch", "numpy", "botocore", "boto3", "tqdm", "typer", "rich", "http.client"]
+)
 def test_importing_it_leaves_heavy_modules_alone(module: str) -> None:
     assert run_python(f"import sys, torchwick; print({module!r} in sys.modules)") == "False\n"
 

@@ -255,7 +255,9 @@ class TestKeysAndVersions:
     def test_every_part_is_of_the_version_asked_for(self, stored: FaultyServer) -> None:
         torchwick.load(f"{URI}?versionId=v7", transfer=PARTS)
         assert len(stored.requests) > 3
-        assert {"versionId=v7"} == {request.query.replace("&x-id=GetObject", "") for request in stored.requests}
+        assert {"versionId=v7"} == {
+            request.query.replace("&x-id=GetObject", "") for request in stored.requests
+        }
 
 
 class TestOnTheWire:

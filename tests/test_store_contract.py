@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from conftest import random_bytes
 from faults import Stall, Truncate
 from torchwick import ObjectChangedError, ObjectNotFoundError, S3Config
 from torchwick.store import Connection, ObjectInfo, Store, open_store
+from torchwick.store.web import WebStore
 from torchwick.uri import URI, parse
 
 if TYPE_CHECKING:
@@ -309,9 +312,7 @@ class TestLines:
         assert read(connection, uri, 5, 10) == CONTENT[5:10]
 
     @pytest.mark.parametrize("after", [-1, 0, 1000], ids=["head", "body", "middle"])
-    def test_an_abort_wakes_a_stalled_read(
-        self, place: Place, store: Store, uri: URI, after: int
-    ) -> None:
+    def test_an_abort_wakes_a_stalled_read(self, place: Place, store: Store, uri: URI, after: int) -> None:
         server, asked = self._server(place), threading.Event()
         server.on(Stall(after))
         server.on(asked.set)
@@ -332,3 +333,16 @@ class TestLines:
         assert time.monotonic() - started < PROMPT
         assert len(errors) == 1
         connection.release()
+
+
+def test_a_forgotten_store_closes_its_lines(faulty: FaultyServer) -> None:
+    uri = parse(faulty.put("bucket/model.pt", CONTENT))
+    store = WebStore(S3Config(), TIMEOUT, secure=False)
+    connection = store.connect()
+    read(connection, uri, 0, 10)
+    connection.release()
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        del store, connection
+        gc.collect()
+    assert complaints == []

@@ -1,4 +1,4 @@
-"""A transfer brings every byte in spite of the network, or says what failed; and then it touches nothing more."""
+"""A transfer brings every byte in spite of the network, or says what failed and touches nothing more."""
 
 from __future__ import annotations
 
@@ -314,7 +314,9 @@ class TestTheEnd:
     def test_an_error_stops_the_other_parts(self, served: Served) -> None:
         served = served.patient(30)
         served.server.on(Stall(1000), where=lambda request: request.range != (3 * MIB, 4 * MIB))
-        served.server.on(S3Error(403, "AccessDenied"), where=lambda request: request.range == (3 * MIB, 4 * MIB))
+        served.server.on(
+            S3Error(403, "AccessDenied"), where=lambda request: request.range == (3 * MIB, 4 * MIB)
+        )
         started = time.monotonic()
         with pytest.raises(PermissionError):
             served.read(TransferConfig(part_size=MIB, connections=8, timeout=30))

@@ -147,7 +147,9 @@ class TestRefusals:
         with pytest.raises(URIError, match=r"pathlib.Path folds the two slashes"):
             parse(Path(text))
 
-    @pytest.mark.parametrize("text", ["https://[::1/new.pt", "https://host:port/new.pt", "http://host:99999/a"])
+    @pytest.mark.parametrize(
+        "text", ["https://[::1/new.pt", "https://host:port/new.pt", "http://host:99999/a"]
+    )
     def test_a_url_that_names_no_host(self, text: str) -> None:
         with pytest.raises(URIError):
             parse(text)

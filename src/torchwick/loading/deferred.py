@@ -25,7 +25,7 @@ import torch
 from torchwick.formats.pickles import PickleFacts, values_unseen
 from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace, element_size
 from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
-from torchwick.loading.devices import MapLocation, is_meta, stays_on_cpu
+from torchwick.loading.devices import MapLocation, is_faking, is_meta, stays_on_cpu
 from torchwick.loading.refusals import explain
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill, RangeCache
@@ -209,7 +209,7 @@ def _load(
     weights_only: bool,
 ) -> Loaded | None:
     storages = _Storages()
-    keep: Any = map_location if is_meta(map_location) else storages.keep
+    keep: Any = map_location if is_meta(map_location) or is_faking() else storages.keep
     with explain(source.uri, weights_only=weights_only, facts=facts):
         value = torch.load(cast(IO[bytes], file), map_location=keep, weights_only=weights_only, mmap=False)
     if not storages.own(file.noted):

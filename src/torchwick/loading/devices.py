@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["MapLocation", "is_meta", "settle", "stays_on_cpu"]
+__all__ = ["MapLocation", "is_faking", "is_meta", "settle", "stays_on_cpu"]
 
 MapLocation = (
     str
@@ -37,6 +37,11 @@ def stays_on_cpu(map_location: MapLocation, saved_on: Iterable[str]) -> bool:
 def is_meta(map_location: MapLocation) -> bool:
     """Whether only shapes are asked for."""
     return isinstance(map_location, str | torch.device) and torch.device(map_location).type == "meta"
+
+
+def is_faking() -> bool:
+    """Whether a mode such as ``FakeTensorMode`` stands in for real tensors: torch.load then reads none."""
+    return type(torch.empty(0)) is not torch.Tensor
 
 
 def _target(map_location: Any, tag: str) -> str:

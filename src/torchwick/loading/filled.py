@@ -11,7 +11,7 @@ from torchwick.errors import FormatError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import TensorEntry
 from torchwick.loading.buffers import writable_bytes
-from torchwick.loading.devices import MapLocation, settle
+from torchwick.loading.devices import MapLocation, is_faking, settle
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill
 
@@ -37,7 +37,7 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
     catalog = safetensors.read_catalog(source.cache.read, source.info.size, source.uri)
     if source.size is None:  # where the server does not say, the header does
         source.size = max((entry.stop for entry in catalog.entries.values()), default=len(source.cache.head))
-    if device.type == "meta":
+    if device.type == "meta" or is_faking():
         return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
     tensors = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
     _fill(source, [(entry, tensors[name]) for name, entry in catalog.entries.items()])

@@ -39,8 +39,8 @@ def spool(source: Source, *, second_copy: bool) -> Iterator[str]:
         else:
             _check_limit(source, source.info.size, second_copy=second_copy)
             file.truncate(source.info.size)
-            with mmap.mmap(file.fileno(), source.info.size) as pages, memoryview(pages) as view:
-                source.fill([Fill(0, view)])
+            # Unmapped as soon as no one refers to it: torch maps the file anew.
+            source.fill([Fill(0, memoryview(mmap.mmap(file.fileno(), source.info.size)))])
         yield f"/proc/self/fd/{file.fileno()}"
 
 

@@ -155,23 +155,38 @@ class Line:
 
     def request(
         self,
-        method: str,
         url: str,
         headers: Mapping[str, str],
         while_waiting: Callable[[], None] | None = None,
     ) -> HTTPAnswer:
-        """Send a request without a body and await the head of its answer.
+        """Send a GET request and await the head of its answer.
 
         Raises:
             OSError: no connection, or it broke.
             http.client.HTTPException: what came back is not HTTP.
         """
         parts = urlsplit(url)
-        connection = self._connect(parts.scheme, parts.netloc)
-        target = parts.path or "/"
-        connection.request(
-            method, f"{target}?{parts.query}" if parts.query else target, headers=dict(headers)
-        )
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        reused = self._can_carry(parts.scheme, parts.netloc)
+        try:
+            return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+        except (ConnectionResetError, BrokenPipeError):
+            if not reused or self.aborted:
+                raise
+        # The server had just then closed a connection that it had kept open: no failure of the request.
+        self.reset()
+        return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+
+    def _exchange(
+        self,
+        scheme: str,
+        authority: str,
+        target: str,
+        headers: Mapping[str, str],
+        while_waiting: Callable[[], None] | None,
+    ) -> HTTPAnswer:
+        connection = self._connect(scheme, authority)
+        connection.request("GET", target, headers=dict(headers))
         if while_waiting is not None:
             while_waiting()
         self._answer = HTTPAnswer(connection.getresponse(), connection.sock)

@@ -207,7 +207,7 @@ class _Exchange:
 
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
         headers = signed_headers | self.conditions
-        self.answer = self.line.request("GET", url, headers, self.while_waiting)
+        self.answer = self.line.request(url, headers, self.while_waiting)
         return self.answer
 
 

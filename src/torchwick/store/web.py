@@ -86,7 +86,7 @@ class WebConnection(PooledConnection):
         """Send the request, and again where the server points elsewhere. Nothing secret goes along."""
         url = f"{uri.scheme}://{uri.bucket}{uri.key}" + (f"?{uri.query}" if uri.query else "")
         for _ in range(_MOST_REDIRECTS):
-            answer = self._line.request("GET", url, headers, while_waiting)
+            answer = self._line.request(url, headers, while_waiting)
             if answer.status not in _REDIRECTS:
                 return answer
             target = urljoin(url, answer.headers.get("Location", ""))

@@ -51,7 +51,8 @@ class Retry:
         if self.failures >= self._most or isinstance(error, ssl.SSLCertVerificationError):
             raise self._final(error, start, stop) from error
         seconds = self._seconds(error)
-        _log.info("%s: %s; trying again in %.1f s (attempt %d)", self._uri, error, seconds, self.failures + 1)
+        # As text: a record that kept the error would keep its frames, and their views of the caller's memory.
+        _log.info("%s: %s; attempt %d in %.1f s", self._uri, _describe(error), self.failures + 1, seconds)
         if self._wait(seconds):
             raise ConnectionAbortedError("the transfer was cancelled")
 
