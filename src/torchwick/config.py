@@ -62,7 +62,7 @@ class TransferConfig:
         part_size: bytes one request asks for. ``"auto"``: a 32nd of the load, between 4 and 16 MiB, so
             that a small model still uses many connections and a large one spends few requests
             (8 to 16 MiB is what Amazon's S3 performance guidelines advise).
-        connections: connections at once. ``"auto"`` starts with 16 (over TLS with two for each core, 16 at
+        connections: connections at once. ``"auto"`` starts with 8 (over TLS with two for each core, 16 at
             the most), doubles them for as long as that makes the load faster, and takes back those that only
             wait for a busy processor.
         memory_limit: the most bytes held beside the tensors that are returned, as a number or as text

@@ -69,7 +69,7 @@ class Pace:
             return cls(wanted, wanted, settled=True)
         if secure:
             return cls(min(16, 2 * cores()), fewest=min(16, cores()))
-        return cls(16, fewest=min(16, 4 * cores()))
+        return cls(8, fewest=min(8, 4 * cores()))
 
     def adapt(self, now: Reading) -> int:
         """Return how many connections there are to be from now on.
