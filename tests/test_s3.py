@@ -184,7 +184,7 @@ class TestWhatIsRefused:
         started = time.monotonic()
         with pytest.raises(TransferError, match="tried 2 times") as caught:
             torchwick.load(URI, transfer=TransferConfig(max_attempts=2))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # not the 10 s of the timeout
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
         assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
 
@@ -341,7 +341,7 @@ class TestOnTheWire:
         started = time.monotonic()
         with pytest.raises(torchwick.TorchwickError, match=r"missing\.pem"):
             torchwick.load(URI, s3=S3Config(ca_bundle=missing))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # not the 10 s of the timeout
 
 
 class TestExpiry:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,11 +34,10 @@ class TemporaryProcess:
         self._litter = list(litter)
         self._directory = Path(tempfile.mkdtemp(prefix="torchwick-"))
         self._log = self._directory / "log"
-        try:
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
             self._process = self._launch(make_command(self._directory))
-        except BaseException:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            raise
+            undo.pop_all()
         self._watcher = subprocess.Popen(  # noqa: S603 - a constant script; paths are its arguments
             ["/bin/sh", "-c", WATCH, "sh", str(self._process.pid), self._directory, *self._litter],
             stdin=subprocess.PIPE,

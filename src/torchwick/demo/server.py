@@ -120,11 +120,10 @@ class SeaweedFS:
             ServerError: It is not installed, ended, or did not answer in time. Says what its log says.
         """
         self._process = TemporaryProcess(self._command, litter=self._grpc_sockets())
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._wait_until_ready(self._process)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """End the server and remove its data. Does nothing when it is not running."""

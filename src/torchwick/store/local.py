@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
-from typing import BinaryIO
 
 from torchwick.errors import AccessDeniedError, ObjectNotFoundError, StoreError
 from torchwick.store.base import Body, ObjectInfo, check_pinned
@@ -27,7 +27,7 @@ class LocalConnection:
     """One open file."""
 
     def __init__(self) -> None:
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._uri: URI | None = None
         self._aborted = False
 
@@ -51,11 +51,11 @@ class LocalConnection:
         last = found.st_size if stop is None else min(stop, found.st_size)
         return LocalBody(self, info, file, first, last)
 
-    def _open(self, uri: URI) -> BinaryIO:
+    def _open(self, uri: URI) -> io.FileIO:
         if self._file is None or self._uri != uri:
             self.reset()
             try:
-                self._file, self._uri = open(uri.key, "rb", buffering=0), uri  # noqa: SIM115, PTH123
+                self._file, self._uri = io.FileIO(uri.key), uri
             except FileNotFoundError as error:
                 raise ObjectNotFoundError("there is no such file", uri=uri, hint="Check the path.") from error
             except PermissionError as error:
@@ -90,7 +90,7 @@ class LocalBody:
     """A range of an open file."""
 
     def __init__(
-        self, connection: LocalConnection, info: ObjectInfo, file: BinaryIO, start: int, stop: int
+        self, connection: LocalConnection, info: ObjectInfo, file: io.FileIO, start: int, stop: int
     ) -> None:
         self._connection = connection
         self._file = file
@@ -104,9 +104,9 @@ class LocalBody:
         """Read into `buffer`; 0 at the end of the range."""
         if self._connection.aborted:
             raise ConnectionAbortedError("the transfer was cancelled")
-        count = self._file.readinto(buffer[: self._left])  # type: ignore[attr-defined]
+        count = self._file.readinto(buffer[: self._left])
         self._left -= count
-        return int(count)
+        return count
 
     def close(self) -> None:
         """Keep the file open for the next range."""
