@@ -33,11 +33,13 @@ def spool(source: Source, *, second_copy: bool) -> Iterator[str]:
         MemoryLimitError: the file would be larger than the limit.
         StoreError: the bytes cannot be read.
     """
+    # Once, before any of it is fetched: what is left of the machine's memory shrinks as the file grows.
+    limit = source.config.memory_bytes() if second_copy else None
     with _memory_file() as file:
         if source.info.size is None:
-            source.pour(file, lambda size: _check_limit(source, size, second_copy=second_copy))
+            source.pour(file, lambda size: _check_limit(source, size, limit))
         else:
-            _check_limit(source, source.info.size, second_copy=second_copy)
+            _check_limit(source, source.info.size, limit)
             file.truncate(source.info.size)
             # Unmapped as soon as no one refers to it: torch maps the file anew.
             source.fill([Fill(0, memoryview(mmap.mmap(file.fileno(), source.info.size)))])
@@ -53,9 +55,8 @@ def _memory_file() -> BinaryIO:
     return os.fdopen(os.memfd_create("torchwick"), "r+b", buffering=0)
 
 
-def _check_limit(source: Source, size: int, *, second_copy: bool) -> None:
-    limit = source.config.memory_bytes()
-    if second_copy and size > limit:
+def _check_limit(source: Source, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
         raise MemoryLimitError(
             f"it can only be loaded by way of a second copy in memory, whose {size} bytes exceed the memory "
             f"limit of {limit}",

@@ -344,7 +344,7 @@ def ranged_body(
 
     Raises:
         ObjectChangedError: it speaks of another version than `pinned`.
-        FormatError: it is compressed, or another range than the one asked for.
+        StoreError: it is compressed, or another range than the one asked for.
     """
     headers = answer.headers
     if (encoding := headers.get("Content-Encoding", "identity")) not in ("identity", "aws-chunked", ""):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-
 from torchwick.config import TransferConfig
 from torchwick.store import Connection, ObjectInfo, Store
 from torchwick.transfer.engine import Tally
-from torchwick.transfer.retry import TRANSIENT, Retry
+from torchwick.transfer.persist import persist
 from torchwick.uri import URI
 
 __all__ = ["RangeCache"]
@@ -68,18 +66,14 @@ class RangeCache:
     def _fetch(
         self, uri: URI, start: int, stop: int, pinned: ObjectInfo | None
     ) -> tuple[ObjectInfo, memoryview]:
-        retry = Retry(uri, self._config.max_attempts, threading.Event().wait)
-        connection = self._store.connect()
-        try:
-            while True:
-                try:
-                    return self._fetch_once(connection, uri, start, stop, pinned)
-                except TRANSIENT as error:
-                    connection.reset()
-                    retry.failed(error, start, stop)
-                    self.tally.retries += 1
-        finally:
-            connection.release()
+        return persist(
+            lambda connection: self._fetch_once(connection, uri, start, stop, pinned),
+            self._store,
+            uri=uri,
+            wanted=(start, stop),
+            config=self._config,
+            tally=self.tally,
+        )
 
     def _fetch_once(
         self, connection: Connection, uri: URI, start: int, stop: int, pinned: ObjectInfo | None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
 from torchwick.store import Connection, ObjectInfo, Store
 from torchwick.transfer.engine import Tally
-from torchwick.transfer.retry import TRANSIENT, Retry
+from torchwick.transfer.persist import persist
 
 __all__ = ["read_stream"]
 
@@ -36,20 +35,15 @@ def read_stream(
         StoreError: it could not be read.
     """
     tally = Tally(connections=1)
-    retry = Retry(info.uri, config.max_attempts, threading.Event().wait)
-    connection = store.connect()
-    try:
-        while True:
-            try:
-                _read_once(connection, info, file, tally, check)
-            except TRANSIENT as error:
-                connection.reset()
-                retry.failed(error, 0, None)
-                tally.retries += 1
-            else:
-                return tally
-    finally:
-        connection.release()
+    persist(
+        lambda connection: _read_once(connection, info, file, tally, check),
+        store,
+        uri=info.uri,
+        wanted=(0, None),
+        config=config,
+        tally=tally,
+    )
+    return tally
 
 
 def _read_once(
