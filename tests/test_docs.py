@@ -283,6 +283,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             torchwick.load(uri, **options)
         # TorchScript archives differ by some bytes from process to process; the page shows one size.
         message = re.sub(r"whose \d+ bytes", "whose 2723 bytes", str(caught.value))
+        message = re.sub(r"AKIA…\w{4}", "AKIA…MPLE", message)
         message = re.sub(r"http://127\.0\.0\.1:\d+/models", "https://models.example.com", message)
         assert _one_line(message) in page
 

@@ -5,14 +5,17 @@ Both are frozen, compare by value, pickle, and print without secrets.
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 __all__ = ["S3Config", "TransferConfig"]
+
+_CUSTOMER_KEY_BYTES = 32  # AES-256, the only algorithm of SSE-C (Amazon S3 user guide)
 
 _UNITS = {
     "": 1,
@@ -31,27 +34,67 @@ _UNITS = {
 class S3Config:
     """Who asks, and which S3 is asked. Whatever is left out is found as boto3 finds it.
 
+    There is no place for access keys here: they belong into the AWS chain, best of all as a role.
+
     Attributes:
         profile: a profile of the AWS configuration files, in place of ``AWS_PROFILE``.
-        region: in place of ``AWS_REGION`` and the profile's.
+        region: in place of ``AWS_DEFAULT_REGION`` and the profile's.
         endpoint_url: an S3-compatible server, in place of ``AWS_ENDPOINT_URL(_S3)``.
         anonymous: send unsigned requests, for public buckets.
+        role_arn: an IAM role to assume with the credentials that are found, through STS.
+        external_id: what the role's owner wants to hear when it is assumed.
         requester_pays: accept that the requests are billed to the caller.
+        sse_customer_key: the key the objects are encrypted with (SSE-C): 32 bytes, or their base64 text. It
+            is sent with each request, in a header, and only over TLS or to this machine; it is not shown by
+            ``repr``, but it does pickle.
         ca_bundle: a PEM file of certificate authorities, in place of ``AWS_CA_BUNDLE``.
-        addressing_style: ``"path"``, ``"virtual"`` or ``"auto"`` (botocore's choice).
+        addressing_style: ``"path"``, ``"virtual"``, or ``"auto"``: as the profile says, else as botocore
+            chooses.
+
+    Raises:
+        ValueError: settings contradict each other, or the key is not one of 32 bytes.
 
     Example:
         >>> S3Config(endpoint_url="http://127.0.0.1:9000", addressing_style="path").anonymous
         False
+        >>> S3Config(role_arn="arn:aws:iam::123456789012:role/reader").role_arn
+        'arn:aws:iam::123456789012:role/reader'
     """
 
     profile: str | None = None
     region: str | None = None
     endpoint_url: str | None = None
     anonymous: bool = False
+    role_arn: str | None = None
+    external_id: str | None = None
     requester_pays: bool = False
+    sse_customer_key: bytes | str | None = field(default=None, repr=False)
     ca_bundle: str | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.external_id is not None and self.role_arn is None:
+            raise ValueError("S3Config.external_id is for assuming a role: give role_arn as well")
+        if self.anonymous and self.role_arn is not None:
+            raise ValueError("S3Config.anonymous sends unsigned requests: it assumes no role")
+        if self.addressing_style not in ("auto", "path", "virtual"):
+            given = repr(self.addressing_style)
+            raise ValueError(f"S3Config.addressing_style must be 'auto', 'path' or 'virtual', not {given}")
+        if self.sse_customer_key is not None:
+            object.__setattr__(self, "sse_customer_key", _customer_key(self.sse_customer_key))
+
+
+def _customer_key(key: bytes | str) -> bytes:
+    """Return the 32 bytes of a key, and say nothing of it where it is none."""
+    try:
+        decoded = base64.b64decode(key, validate=True) if isinstance(key, str) else bytes(key)
+    except ValueError:
+        raise ValueError("S3Config.sse_customer_key is not base64") from None
+    if len(decoded) != _CUSTOMER_KEY_BYTES:
+        raise ValueError(
+            f"S3Config.sse_customer_key must have {_CUSTOMER_KEY_BYTES} bytes, not {len(decoded)}"
+        )
+    return decoded
 
 
 @dataclass(frozen=True, kw_only=True)

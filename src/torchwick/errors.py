@@ -19,7 +19,8 @@ that programs need not parse the text, and every error survives pickling (they c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "AccessDeniedError",
@@ -56,10 +57,18 @@ class TorchwickError(Exception):
     hint: str | None
 
     def __init__(self, message: str, *, uri: object = None, hint: str | None = None) -> None:
-        text = message if uri is None else f"{uri}: {message}"
-        super().__init__(text if hint is None else f"{_sentence(text)} {_sentence(hint)}")
+        text = message if hint is None else f"{_sentence(message)} {_sentence(hint)}"
+        super().__init__(text if uri is None else f"{uri}: {text}")
         self.uri = None if uri is None else str(uri)
         self.hint = hint
+
+    def about(self, uri: object) -> Self:
+        """Return the same error, saying that it happened to `uri`, unless it names an object already."""
+        if self.uri is not None:
+            return self
+        other = copy.copy(self)
+        other.args, other.uri = (f"{uri}: {self}",), str(uri)
+        return other
 
 
 def _sentence(text: str) -> str:
@@ -111,17 +120,26 @@ class StoreError(TorchwickError):
     Attributes:
         code: the store's own name for the failure (``"SlowDown"``), or the HTTP status as text, or None.
         request_id: the store's identifier of the failed request, which its support will ask for, or None.
+        identity: as whom the store was asked, without secrets, or None where no one was named.
     """
 
     code: str | None
     request_id: str | None
+    identity: str | None
 
     def __init__(
-        self, message: str, *, code: str | None = None, request_id: str | None = None, **where: Any
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        request_id: str | None = None,
+        identity: str | None = None,
+        **where: Any,
     ) -> None:
         super().__init__(message, **where)
         self.code = code
         self.request_id = request_id
+        self.identity = identity
 
 
 class BusyError(StoreError):

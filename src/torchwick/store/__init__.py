@@ -26,8 +26,14 @@ def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What botocore reads when it makes a client, so that a change of it makes another."""
-    return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or k == "HOME"))
+    """What botocore and the lines read when they are made, so that a change of it makes others."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if _matters(name)))
+
+
+def _matters(name: str) -> bool:
+    return (
+        name.startswith("AWS_") or name.upper().endswith("_PROXY") or name in ("HOME", "REQUESTS_CA_BUNDLE")
+    )
 
 
 @lru_cache(maxsize=8)

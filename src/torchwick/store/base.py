@@ -125,12 +125,13 @@ def check_pinned(info: ObjectInfo, pinned: ObjectInfo) -> None:
     """Refuse an answer that speaks of another version than the pinned one.
 
     Raises:
-        ObjectChangedError: its tag or its size differs.
+        ObjectChangedError: its tag or its size differs; where the store gives no tags, its date.
     """
-    if (info.etag, info.size) != (pinned.etag, pinned.size):
+    tag, pinned_tag = (info.etag, pinned.etag) if pinned.etag else (info.modified, pinned.modified)
+    if (tag, info.size) != (pinned_tag, pinned.size):
         raise ObjectChangedError(
             f"the object was overwritten while it was being read (size {pinned.size} then {info.size}, "
-            f"ETag {pinned.etag} then {info.etag})",
+            f"tag {pinned_tag} then {tag})",
             uri=info.uri,
             hint="Load it again, or pin one version with ?versionId=.",
         )

@@ -7,7 +7,7 @@ import ssl
 import weakref
 from collections.abc import Callable
 
-from torchwick.store.http import Line
+from torchwick.store.line import Line
 
 __all__ = ["LinePool", "PooledConnection"]
 

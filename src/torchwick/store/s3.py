@@ -18,28 +18,37 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
-import botocore
-import botocore.httpsession
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
+from torchwick.store.botocore_errors import endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
-from torchwick.store.http import HTTPAnswer, Line, range_header, ranged_body, trusting
+from torchwick.store.http import HTTPAnswer
+from torchwick.store.identity import asked_as, searched
+from torchwick.store.line import Line, trusting
+from torchwick.store.lookaround import why_denied, why_missing
 from torchwick.store.pool import LinePool, PooledConnection
-from torchwick.store.s3_errors import from_botocore, from_client_error, not_s3
+from torchwick.store.ranged import pinning_headers, range_header, ranged_body
+from torchwick.store.redact import redacted_logs
+from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
+from torchwick.store.s3_errors import Refusal
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
 
 _GOOD = (200, 206)
+_SECRET_HEADERS = ("authorization", "x-amz-security-token", "x-amz-server-side-encryption-customer-key")
+_NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SIGNATURE_LIFE = 60.0  # seconds; S3 refuses a signature after 15 minutes, Express sessions end after 5
 
 
@@ -66,6 +75,8 @@ class S3Store:
 
     def __init__(self, config: S3Config, timeout: float) -> None:
         self._config = config
+        self._timeout = timeout
+        self._takes_conditions = True
         self._signed: dict[URI, _Signed] = {}
         self._current = _Current()
         self._lines = LinePool(timeout, lambda: self._tls)
@@ -73,52 +84,62 @@ class S3Store:
     @property
     def secure(self) -> bool:
         """Whether the endpoint is reached over TLS."""
-        return str(self._client.meta.endpoint_url).startswith("https:")
+        return str(self.client.meta.endpoint_url).startswith("https:")
 
     @cached_property
-    def _session(self) -> botocore.session.Session:
-        session = botocore.session.Session(profile=self._config.profile)
-        # Nobody reads the answers' dates, and parsing one is a tenth of a request's cost.
-        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
-        return session
+    def session(self) -> botocore.session.Session:
+        """The session of botocore, which knows who asks.
+
+        Raises:
+            BotoCoreError: the AWS configuration cannot be read.
+        """
+        return make_session(self._config, self._timeout)
 
     @cached_property
-    def _client(self) -> Any:
-        config = self._config
-        settings = Config(
-            # One attempt, since the transfer retries by itself and resumes inside a part.
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            # botocore verifies whole answers only, and ours are ranges.
-            response_checksum_validation="when_required",
-            s3={"addressing_style": config.addressing_style},
-            user_agent="torchwick",
-            signature_version=botocore.UNSIGNED if config.anonymous else None,
-        )
+    def client(self) -> Any:
+        """The client of botocore, whose GetObject goes over the line of the exchange under way.
+
+        Raises:
+            BotoCoreError: credentials, region or endpoint cannot be used.
+            StoreError: it would send a customer's key over a line that others can read.
+        """
         with collector_paused():
-            client = self._session.create_client(
-                "s3",
-                region_name=config.region,
-                endpoint_url=config.endpoint_url,
-                verify=config.ca_bundle,
-                config=settings,
-            )
+            client = make_client(self.session, self._config, self._timeout)
+        endpoint = str(client.meta.endpoint_url)
+        if self._config.sse_customer_key is not None and not _private(endpoint):
+            hint = "Give the endpoint as https://host."
+            raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
         client.meta.events.register("before-send.s3.GetObject", self._send)
         return client
 
-    def _forget_client(self) -> None:
-        """Look for credentials afresh at the next request: the user may have logged in by then."""
-        self.__dict__.pop("_client", None)
-        self.__dict__.pop("_session", None)
+    def _forget(self, client: Any) -> None:
+        """Look for credentials afresh at the next request, unless another thread has done so already."""
+        if self.__dict__.get("client") is client:
+            self._signed.clear()
+            self.__dict__.pop("client", None)
+            self.__dict__.pop("session", None)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        """Trust what botocore trusts: the bundle named, else the one it carries."""
-        bundle = self._config.ca_bundle or self._session.get_config_variable("ca_bundle")
-        return trusting(bundle or botocore.httpsession.get_cert_path(verify=True))
+        """Trust what botocore trusts."""
+        return trusting(trusted_bundle(self.session, self._config))
 
     def connect(self) -> S3Connection:
         """Return a connection of its own for one thread."""
         return S3Connection(self, self._lines)
+
+    def pinning_headers(self, pinned: ObjectInfo | None) -> dict[str, str]:
+        """Return the headers that make the store refuse any other version, if it knows them."""
+        return pinning_headers(pinned) if self._takes_conditions else {}
+
+    def drop_conditions(self) -> bool:
+        """Ask without conditions from now on, and return whether they were asked with until now.
+
+        Some stores answer ``NotImplemented`` to a conditional read. The tag in each answer is compared in any
+        case; the condition only spares the bytes of a version that is not wanted.
+        """
+        dropped, self._takes_conditions = self._takes_conditions, False
+        return dropped
 
     def get(
         self, line: Line, uri: URI, conditions: dict[str, str], while_waiting: Callable[[], None] | None
@@ -128,59 +149,86 @@ class S3Store:
         Args:
             line: what to send it over.
             uri: the object.
-            conditions: headers that S3 does not want signed: the range, the ETag.
+            conditions: headers that S3 does not want signed: the range, the version.
             while_waiting: called after the request has gone out.
 
         Raises:
             StoreError: S3 refused, or no request could be made.
         """
         exchange = self._current.exchange = _Exchange(uri, line, conditions, while_waiting)
+        known_client = self.__dict__.get("client")
         signed = self._signed.get(uri)
-        if signed is None or not signed.fresh:
-            return self._ask(exchange)
-        answer = exchange.send(signed.url, signed.headers)
-        if answer.status in _GOOD:
-            return answer
-        exchange.refusal = answer
+        if signed is not None and signed.fresh:
+            answer = exchange.send(signed.url, signed.headers)
+            if answer.status in _GOOD:
+                return answer
+            exchange.refusal = answer
         try:
             return self._ask(exchange)
-        except CredentialsError:  # they may have been renewed since they signed
-            self._signed.pop(uri, None)
-            return self._ask(exchange)
+        except CredentialsError:
+            if known_client is None:
+                raise
+        # The credentials were found some time ago: they may have been renewed or replaced since.
+        self._forget(known_client)
+        return self._ask(exchange)
 
     def _ask(self, exchange: _Exchange) -> HTTPAnswer:
-        """Have botocore make and sign a request, or read the refusal if there was one."""
+        """Have botocore make and sign a request, or read the refusal if there was one.
+
+        Errors come without the frames of botocore: their locals hold signatures, tokens and keys.
+        """
         uri = exchange.uri
-        arguments = {"Bucket": uri.bucket, "Key": uri.key}
+        try:
+            with redacted_logs():
+                self.client.get_object(**self._arguments(uri))
+        except ClientError as error:
+            raise self._explained(error, exchange) from error.with_traceback(None)
+        except BotoCoreError as error:
+            places = searched(self.session) if isinstance(error, NoCredentialsError) else ""
+            self._forget(self.__dict__.get("client"))
+            raise from_botocore(error, uri, places) from error.with_traceback(None)
+        except ResponseParserError as error:
+            raise not_s3(uri) from error.with_traceback(None)
+        except (OSError, HTTPException) as error:
+            raise error.with_traceback(None) from None
+        except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
+            raise endpoint_refused(error, uri) from error.with_traceback(None)
+        return exchange.answer
+
+    def _arguments(self, uri: URI) -> dict[str, Any]:
+        arguments = {"Bucket": uri.bucket, "Key": uri.key} | customer_key(self._config)
         if uri.version is not None:
             arguments["VersionId"] = uri.version
         if self._config.requester_pays:
             arguments["RequestPayer"] = "requester"
-        try:
-            self._client.get_object(**arguments)
-        except ClientError as error:
-            raise from_client_error(error, uri, pinned="If-Match" in exchange.conditions) from error
-        except BotoCoreError as error:
-            self._forget_client()
-            raise from_botocore(error, uri) from error
-        except ResponseParserError as error:
-            raise not_s3(uri) from error
-        except OSError:
-            raise
-        except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
-            hint = "Write the endpoint as https://host or http://host:port."
-            raise StoreError(f"the S3 client cannot be made: {error}", uri=uri, hint=hint) from error
-        return exchange.answer
+        return arguments
+
+    def _explained(self, error: ClientError, exchange: _Exchange) -> StoreError:
+        """Say what a refusal means, with what else the store tells of the reason."""
+        uri = exchange.uri
+        refusal = Refusal(error, uri, asked_as(self.session, self._config), exchange.secrets)
+        if exchange.pinned:
+            return refusal.explained(pinned=True)
+        return refusal.explained(look_around=lambda: self._reason(refusal.meaning, uri))
+
+    def _reason(self, meaning: str, uri: URI) -> str | None:
+        if meaning == "NoSuchKey":
+            return why_missing(self.client, uri)
+        if meaning == "AccessDenied":
+            return _NOT_PUBLIC if self._config.anonymous else why_denied(self.client, uri)
+        return None
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """Stand in for botocore's own sending."""
         exchange = self._current.exchange
         answer, exchange.refusal = exchange.refusal, None  # botocore may send again, to another region
         if answer is None:
-            headers = {
-                name: value.decode() if isinstance(value, bytes) else value
-                for name, value in request.headers.items()
-            }
+            headers = _Headers(
+                {
+                    name: value.decode() if isinstance(value, bytes) else value
+                    for name, value in request.headers.items()
+                }
+            )
             answer = exchange.send(request.url, headers)
             if answer.status in _GOOD:
                 self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
@@ -204,15 +252,36 @@ class _Exchange:
     answer: HTTPAnswer = field(init=False)
     refusal: HTTPAnswer | None = None
     """An answer that botocore has not read yet."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What was sent and must not be repeated, should the answer repeat it."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the object has been seen before, in a version that is asked for again."""
+        return not self.conditions.keys().isdisjoint(("If-Match", "If-Unmodified-Since"))
 
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
-        headers = signed_headers | self.conditions
+        self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
+        headers = _Headers(signed_headers | self.conditions)
         self.answer = self.line.request(url, headers, self.while_waiting)
         return self.answer
 
 
+class _Headers(dict[str, str]):
+    """Headers that a traceback with locals shows by their names only."""
+
+    def __repr__(self) -> str:
+        return f"<headers {', '.join(self)}>"
+
+
 class _Current(threading.local):
     exchange: _Exchange
+
+
+def _private(endpoint: str) -> bool:
+    """Whether no one on the way can read what is sent there."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "https" or parts.hostname in _THIS_MACHINE
 
 
 class S3Connection(PooledConnection):
@@ -231,15 +300,15 @@ class S3Connection(PooledConnection):
         while_waiting: Callable[[], None] | None = None,
     ) -> Body:
         """Ask for a range; see `torchwick.store.base.Connection.get`."""
-        conditions: dict[str, str] = {}
+        conditions = self._store.pinning_headers(pinned)
         if pinned is None or pinned.ranged:
             conditions["Range"] = range_header(start, stop)
-        if pinned is not None and pinned.etag is not None:
-            conditions["If-Match"] = pinned.etag
         try:
             answer = self._store.get(self._line, uri, conditions, while_waiting)
         except StoreError as error:
             if pinned is None and error.code in ("InvalidRange", "416"):  # of no bytes, none can be had
                 return EmptyBody(ObjectInfo(uri, 0))
-            raise
+            if error.code == "NotImplemented" and self._store.drop_conditions():
+                return self.get(uri, start, stop, pinned)
+            raise error.about(uri) from error.__cause__
         return ranged_body(uri, answer, start, stop, pinned)

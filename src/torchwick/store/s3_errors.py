@@ -1,12 +1,16 @@
-"""What S3's and botocore's errors mean: the class, and the sentence that says what to do next."""
+"""What an error that S3 answers with means: the class, and the sentence that says what to do next."""
 
 from __future__ import annotations
 
 import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore import exceptions as boto
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from torchwick.errors import (
     AccessDeniedError,
@@ -15,13 +19,10 @@ from torchwick.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreError,
-    TorchwickError,
-    TransferError,
-    URIError,
 )
 from torchwick.uri import URI
 
-__all__ = ["from_botocore", "from_client_error", "not_s3"]
+__all__ = ["Refusal"]
 
 _BUSY = frozenset(
     {
@@ -34,20 +35,27 @@ _BUSY = frozenset(
         "OperationAborted",
         "RequestLimitExceeded",
         "RequestTimeout",
+        "ServerBusy",
         "ServiceUnavailable",
         "SlowDown",
+        "SlowDownRead",
         "Throttling",
         "ThrottlingException",
         "TooManyRequests",
+        "TooManyRequestsException",
+        "XMinioServerNotInitialized",
     }
 )
 
-_GRANT = (
-    "Grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it. Or the key does not exist: without "
-    "s3:ListBucket, S3 answers the same then."
+_AGAIN = "Load it again, or pin one version with ?versionId=."
+_KEYS = "Check which credentials are found, and that the endpoint is the one they belong to."
+_RENEW = (
+    "Renew them, e.g. with `aws sso login`, or give the machine a role, whose credentials renew themselves."
 )
+_ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
+_KMS = "Ask whoever runs the KMS key that encrypts it; it must be enabled, and in the bucket's region."
 
-# Codes as Amazon's S3 API reference, "Error responses", lists them.
+# Codes as Amazon's S3 API reference, "Error responses", lists them; "401" and "Unauthorized" are others'.
 _MEANING: dict[str, tuple[type[StoreError], str, str]] = {
     "NoSuchKey": (ObjectNotFoundError, "there is no such object", "Check the key; keys are case-sensitive."),
     "NoSuchVersion": (
@@ -55,46 +63,61 @@ _MEANING: dict[str, tuple[type[StoreError], str, str]] = {
         "there is no such version",
         "Leave out ?versionId= for the newest.",
     ),
+    "MethodNotAllowed": (
+        ObjectNotFoundError,
+        "this version is a deletion, not an object",
+        "Name an older version, or leave out ?versionId=.",
+    ),
     "NoSuchBucket": (
         ObjectNotFoundError,
         "there is no such bucket",
         "Check the bucket's name, and AWS_ENDPOINT_URL if the bucket is not on Amazon's S3.",
     ),
+    "NoSuchAccessPoint": (
+        ObjectNotFoundError,
+        "there is no such access point",
+        "Check the ARN: its region, account and name.",
+    ),
     "AccessDenied": (
         AccessDeniedError,
         "the credentials may not read it",
-        _GRANT,
+        "Grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it.",
     ),
-    "InvalidAccessKeyId": (
-        CredentialsError,
-        "the store does not know this access key",
-        "Check which credentials are found, and that the endpoint is the one they belong to.",
-    ),
+    "InvalidAccessKeyId": (CredentialsError, "the store does not know this access key", _KEYS),
     "SignatureDoesNotMatch": (
         CredentialsError,
         "the secret key does not belong to the access key",
         "Copy the secret key again, whole.",
     ),
-    "ExpiredToken": (
-        CredentialsError,
-        "the credentials have expired",
-        "Renew them, e.g. with `aws sso login`.",
-    ),
+    "ExpiredToken": (CredentialsError, "the credentials have expired", _RENEW),
     "InvalidToken": (
         CredentialsError,
         "the session token is not valid",
         "Set AWS_SESSION_TOKEN together with the keys it came with, or unset all three.",
     ),
-    "RequestTimeTooSkewed": (CredentialsError, "this machine's clock is wrong", "Set the clock (NTP)."),
-    "PreconditionFailed": (
-        ObjectChangedError,
-        "the object was overwritten while it was being read",
-        "Load it again, or pin one version with ?versionId=.",
+    "RequestTimeTooSkewed": (
+        CredentialsError,
+        "this machine's clock differs too much from the store's",
+        "Set this machine's clock, and have it kept by NTP.",
     ),
+    "PreconditionFailed": (ObjectChangedError, "the object was overwritten while it was being read", _AGAIN),
     "InvalidObjectState": (
         StoreError,
         "the object is archived",
-        "Restore it from Glacier first (`aws s3api restore-object`).",
+        "Restore it from Glacier first (`aws s3api restore-object`); that takes minutes to hours.",
+    ),
+    "PermanentRedirect": (
+        StoreError,
+        "the bucket is in another region",
+        "Set AWS_DEFAULT_REGION, or S3Config.region, to the bucket's region.",
+    ),
+    "KMS.DisabledException": (StoreError, "the KMS key that encrypts it is disabled", _KMS),
+    "KMS.NotFoundException": (StoreError, "the KMS key that encrypts it does not exist", _KMS),
+    "KMS.KMSInvalidStateException": (StoreError, "the KMS key that encrypts it cannot be used now", _KMS),
+    "407": (
+        CredentialsError,
+        "the proxy on the way wants a user name and a password",
+        "Write them into the proxy's variable: http://user:password@host:port.",
     ),
 }
 _SAME = {
@@ -103,84 +126,208 @@ _SAME = {
     "403": "AccessDenied",
     "Forbidden": "AccessDenied",
     "AllAccessDisabled": "AccessDenied",
+    "AccountProblem": "AccessDenied",
+    "401": "InvalidAccessKeyId",
+    "Unauthorized": "InvalidAccessKeyId",
+    "InvalidSecurity": "InvalidAccessKeyId",
+    "InvalidClientTokenId": "InvalidAccessKeyId",
     "412": "PreconditionFailed",
     "ExpiredTokenException": "ExpiredToken",
     "TokenRefreshRequired": "ExpiredToken",
     "RequestExpired": "RequestTimeTooSkewed",
+    "301": "PermanentRedirect",
+    "AuthorizationHeaderMalformed": "PermanentRedirect",
+    "IllegalLocationConstraintException": "PermanentRedirect",
 }
+_WHO_MATTERS = (AccessDeniedError, CredentialsError)
+_OF_OBJECTS = ("GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "CreateSession")
 
 _FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
 
-_NO_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
-    boto.ProfileNotFound,
-    boto.ConfigNotFound,
-    boto.ConfigParseError,
-    boto.InvalidConfigError,
-)
 
+@dataclass(frozen=True)
+class Refusal:
+    """An error that S3 answered with, as botocore read it.
 
-def from_client_error(error: ClientError, uri: URI, *, pinned: bool) -> StoreError:
-    """Translate an error that S3 answered with.
-
-    Args:
-        error: botocore's, with S3's code and message.
+    Attributes:
+        error: botocore's.
         uri: the object asked for.
-        pinned: whether the object had been seen before in this load: its absence now is a change.
+        asked_as: as whom, in words.
+        secrets: what was sent and must not be repeated, should the answer repeat it.
     """
-    response: dict[str, Any] = error.response
-    metadata = response.get("ResponseMetadata", {})
-    # An answer that is not S3's own, such as a proxy's page, has neither code nor message.
-    code = str(response.get("Error", {}).get("Code") or metadata.get("HTTPStatusCode", "Unknown"))
-    said = str(response.get("Error", {}).get("Message") or "no message")
-    about: dict[str, Any] = {"uri": uri, "code": code, "request_id": metadata.get("RequestId")}
-    if code in _BUSY:
-        return BusyError(f"S3 answered {code}: {said}", retry_after=_retry_after(response), **about)
-    foreign = f" {_FOREIGN}" if code.isdecimal() else ""
-    code = _SAME.get(code, code)
-    if pinned and code in ("NoSuchKey", "NoSuchVersion"):
-        code = "PreconditionFailed"
-    if code not in _MEANING:
-        return StoreError(f"S3 answered {code}: {said}", hint=foreign.strip() or None, **about)
-    kind, message, hint = _MEANING[code]
-    return kind(f"{message} (S3 answered {about['code']})", hint=hint + foreign, **about)
 
+    error: ClientError = field(repr=False)
+    uri: URI
+    asked_as: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
-def _retry_after(response: dict[str, Any]) -> float | None:
-    """Read ``Retry-After`` in seconds; its other form, a date, is left to the back-off."""
-    text = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    @property
+    def code(self) -> str:
+        """S3's name for what went wrong; the HTTP status where the answer is not S3's own."""
+        return str(self._error.get("Code") or self._metadata.get("HTTPStatusCode", "Unknown"))
 
+    @property
+    def meaning(self) -> str:
+        """The code that stands for all codes of the same meaning."""
+        return _SAME.get(self.code, self.code)
 
-def from_botocore(error: BotoCoreError, uri: URI | None) -> TorchwickError:
-    """Translate an error that botocore raised before or after S3 had its say."""
-    if isinstance(error, boto.NoCredentialsError):
-        return CredentialsError(
-            "no AWS credentials were found",
-            uri=uri,
-            hint="Give the machine an IAM role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY; for a public bucket pass S3Config(anonymous=True).",
+    @property
+    def said(self) -> str:
+        """What S3 says about it."""
+        text = str(self._error.get("Message") or "").strip()
+        for secret in self.secrets:
+            text = text.replace(secret, "…")
+        return text[:400]
+
+    @property
+    def denied_action(self) -> str | None:
+        """The permission that is missing, where S3 names it, such as ``s3:GetObject``."""
+        found = re.search(r"not authorized to perform: ([\w:*-]+)", self.said)
+        return found[1] if found else None
+
+    @property
+    def seconds_ahead(self) -> float | None:
+        """How far this machine's clock is ahead of the store's, or None where the answer has no date."""
+        date = self.headers.get("date")
+        return None if date is None else time.time() - parsedate_to_datetime(date).timestamp()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The answer's headers, by their names in lower case."""
+        headers: dict[str, str] = self._metadata.get("HTTPHeaders", {})
+        return headers
+
+    @property
+    def _error(self) -> dict[str, Any]:
+        error: dict[str, Any] = self.error.response.get("Error", {})
+        return error
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        metadata: dict[str, Any] = self.error.response.get("ResponseMetadata", {})
+        return metadata
+
+    @property
+    def region(self) -> str | None:
+        """The bucket's region, where S3 names it."""
+        return self.headers.get("x-amz-bucket-region") or self._error.get("Region")
+
+    def explained(
+        self, *, pinned: bool = False, look_around: Callable[[], str | None] = lambda: None
+    ) -> StoreError:
+        """Return what it means.
+
+        Args:
+            pinned: whether the object had been seen before in this load: its absence now is a change.
+            look_around: returns a better hint, or None, from what else the store tells. It may ask it.
+        """
+        if self.code in _BUSY:
+            said = f": {self.said}" if self.said else ""
+            return BusyError(f"S3 answered {self.code}{said}", retry_after=self._retry_after, **self._about)
+        if self.error.operation_name not in _OF_OBJECTS:
+            return self._no_credentials()
+        meaning = (
+            "PreconditionFailed"
+            if pinned and self.meaning in ("NoSuchKey", "NoSuchVersion")
+            else self.meaning
         )
-    if isinstance(error, _NO_CREDENTIALS):
-        return CredentialsError(f"the AWS credentials cannot be used: {error}", uri=uri)
-    if isinstance(error, boto.ParamValidationError | boto.UnsupportedS3ArnError):
-        return URIError(f"botocore does not accept it: {error}", uri=uri)
-    if isinstance(error, boto.EndpointProviderError | boto.InvalidEndpointConfigurationError):
-        hint = "Write the endpoint as https://host or http://host:port."
-        return StoreError(f"there is no S3 at that endpoint: {error}", uri=uri, hint=hint)
-    if isinstance(error, boto.HTTPClientError):
-        return TransferError(f"the network failed: {error}", uri=uri)
-    return StoreError(f"botocore could not make the request: {error}", uri=uri)
+        if meaning not in _MEANING:
+            return self._unknown()
+        kind, message, hint = _MEANING[meaning]
+        better = _BETTER[meaning](self) if meaning in _BETTER else None
+        text = f"{better[0] if better else message} (S3 answered {self._quoted})"
+        if issubclass(kind, _WHO_MATTERS):
+            text += f", asked as {self.asked_as}"
+        hint = better[1] if better else look_around() or hint
+        return kind(text, hint=hint + (f" {_FOREIGN}" if self.code.isdecimal() else ""), **self._about)
+
+    @property
+    def _quoted(self) -> str:
+        return f"{self.code}: {self.said.rstrip('.')}" if self._says_more else self.code
+
+    @property
+    def _says_more(self) -> bool:
+        """Whether the message adds to the code, as "Access Denied" does not."""
+        return self.denied_action is not None or self.meaning not in _MEANING
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        request_id = self._metadata.get("RequestId") or self.headers.get("x-amz-request-id")
+        return {"uri": self.uri, "code": self.code, "request_id": request_id, "identity": self.asked_as}
+
+    @property
+    def _retry_after(self) -> float | None:
+        """``Retry-After`` in seconds; its other form, a date, is left to the back-off."""
+        try:
+            seconds = float(self.headers.get("retry-after", ""))
+        except ValueError:
+            return None
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+    def _unknown(self) -> StoreError:
+        foreign = f" {_FOREIGN}" if self.code.isdecimal() else ""
+        if "Server Side Encryption" in self.said or "server-side encryption" in self.said.lower():
+            message = f"it is encrypted with a key of its owner's (S3 answered {self.code})"
+            return StoreError(message, hint="Give that key: S3Config(sse_customer_key=…).", **self._about)
+        said = self.said or "no message"
+        return StoreError(f"S3 answered {self.code}: {said}", hint=foreign.strip() or None, **self._about)
+
+    def _no_credentials(self) -> StoreError:
+        """The refusal came from where credentials are had, not from S3."""
+        service = "STS" if self.error.operation_name.startswith("AssumeRole") else self.error.operation_name
+        said = f": {self.said.rstrip('.')}" if self.said else ""
+        message = f"the credentials could not be had: {service} answered {self.code}{said}"
+        return CredentialsError(message, hint=_ROLE if service == "STS" else _RENEW, **self._about)
 
 
-def not_s3(uri: URI) -> StoreError:
-    """Return the error for an answer that botocore cannot parse."""
-    return StoreError("something that is not S3 answered", uri=uri, hint=_FOREIGN)
+def _denied(refusal: Refusal) -> tuple[str, str] | None:
+    action = refusal.denied_action
+    if action is None:
+        if "request has expired" in refusal.said.lower():
+            return "the signature has expired", "Set this machine's clock, and have it kept by NTP."
+        return None
+    if "explicit deny" in refusal.said:
+        return "a policy forbids it outright", (
+            "Look for Deny in the bucket's policy: it may want requests to come from a certain network."
+        )
+    if action == "s3:ListBucket":
+        return "the object does not exist, or the credentials may not read it", (
+            "Check the key first: without s3:ListBucket on the bucket, S3 does not say that a key is missing."
+        )
+    if action.startswith("kms:"):
+        return "the credentials may not use the KMS key that encrypts it", f"Grant {action} on that KMS key."
+    return "the credentials may not read it", f"Grant {action} on it."
+
+
+def _deleted(refusal: Refusal) -> tuple[str, str] | None:
+    if refusal.headers.get("x-amz-delete-marker") != "true":
+        return None
+    return "the object was deleted", "An earlier version may be there still: load it by ?versionId=."
+
+
+def _elsewhere(refusal: Refusal) -> tuple[str, str] | None:
+    region = refusal.region
+    if region is None:
+        return None
+    return (
+        f"the bucket is in the region {region}",
+        f"Set AWS_DEFAULT_REGION, or S3Config.region, to {region}.",
+    )
+
+
+def _skewed(refusal: Refusal) -> tuple[str, str] | None:
+    ahead = refusal.seconds_ahead
+    if ahead is None:
+        return None
+    direction = "ahead of" if ahead > 0 else "behind"
+    message = f"this machine's clock is {round(abs(ahead) / 60)} minutes {direction} the store's"
+    return message, "Set this machine's clock, and have it kept by NTP."
+
+
+_BETTER: dict[str, Callable[[Refusal], tuple[str, str] | None]] = {
+    "AccessDenied": _denied,
+    "NoSuchKey": _deleted,
+    "PermanentRedirect": _elsewhere,
+    "RequestTimeTooSkewed": _skewed,
+}
+"""Messages and hints for refusals that say more than their code."""

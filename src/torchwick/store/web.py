@@ -20,8 +20,10 @@ from torchwick.errors import (
     StoreError,
 )
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
-from torchwick.store.http import HTTPAnswer, range_header, ranged_body, trusting
+from torchwick.store.http import HTTPAnswer
+from torchwick.store.line import trusting
 from torchwick.store.pool import LinePool, PooledConnection
+from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.uri import URI
 
 __all__ = ["WebStore"]
@@ -66,16 +68,19 @@ class WebConnection(PooledConnection):
         while_waiting: Callable[[], None] | None = None,
     ) -> Body:
         """Ask for a range; see `torchwick.store.base.Connection.get`."""
-        headers = {"User-Agent": "torchwick"} | _conditions(pinned)
+        headers = {"User-Agent": "torchwick"} | pinning_headers(pinned)
         if pinned is None or pinned.ranged:
             headers["Range"] = range_header(start, stop)
-        answer = self._follow(uri, headers, while_waiting)
+        try:
+            answer = self._follow(uri, headers, while_waiting)
+        except StoreError as error:
+            raise error.about(uri) from error.__cause__
         if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and pinned is None:
             return EmptyBody(ObjectInfo(uri, 0))
         if answer.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
             raise _refusal(uri, answer, pinned)
         body = ranged_body(uri, answer, start, stop, pinned)
-        if _conditions(body.info):
+        if pinning_headers(body.info):
             return body
         body.info = replace(body.info, ranged=False)  # nothing to pin parts by: one stream
         return body
@@ -98,15 +103,6 @@ class WebConnection(PooledConnection):
                 raise StoreError("the server redirects from https to an address that is not", uri=uri)
             url = target
         raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri)
-
-
-def _conditions(pinned: ObjectInfo | None) -> dict[str, str]:
-    """Headers that make the server refuse any other version. A weak tag matches none (RFC 9110, 13.1.1)."""
-    if pinned is None:
-        return {}
-    if pinned.etag is not None and not pinned.etag.startswith("W/"):
-        return {"If-Match": pinned.etag}
-    return {"If-Unmodified-Since": pinned.modified} if pinned.modified else {}
 
 
 def _refusal(uri: URI, answer: HTTPAnswer, pinned: ObjectInfo | None) -> StoreError:

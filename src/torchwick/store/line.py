@@ -1,0 +1,211 @@
+"""One connection to whichever host the last request named: dialled, secured, kept open, aborted."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import select
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from torchwick.errors import StoreError
+from torchwick.store.http import HTTPAnswer
+from torchwick.store.proxy import Proxy, open_tunnel, proxy_for, refusal
+
+__all__ = ["Line", "trusting"]
+
+_turn = itertools.count()
+
+
+class _OverTLS(http.client.HTTPConnection):
+    """An HTTP connection whose socket is secure already.
+
+    `HTTPSConnection` would load the system's authorities, 18 ms for each connection, for a context not used.
+    """
+
+    default_port = http.client.HTTPS_PORT
+
+
+class Line:
+    """One connection to whichever host the last request named, kept open from request to request."""
+
+    def __init__(self, timeout: float, tls: Callable[[], ssl.SSLContext]) -> None:
+        self._timeout = timeout
+        self._tls = tls
+        self._origin: tuple[str, str] | None = None
+        self._proxy: Proxy | None = None
+        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
+        self._answer: HTTPAnswer | None = None
+        self.aborted = False
+
+    def request(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        while_waiting: Callable[[], None] | None = None,
+    ) -> HTTPAnswer:
+        """Send a GET request and await the head of its answer.
+
+        Raises:
+            OSError: no connection, or it broke.
+            http.client.HTTPException: what came back is not HTTP.
+            StoreError: the proxy refused.
+        """
+        parts = urlsplit(url)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        reused = self._can_carry(parts.scheme, parts.netloc)
+        if not reused:
+            self.reset()
+        try:
+            return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+        except (ConnectionResetError, BrokenPipeError):
+            if not reused or self.aborted:
+                raise
+        # The server had just then closed a connection that it had kept open: no failure of the request.
+        self.reset()
+        return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+
+    def _exchange(
+        self,
+        scheme: str,
+        authority: str,
+        target: str,
+        headers: Mapping[str, str],
+        while_waiting: Callable[[], None] | None,
+    ) -> HTTPAnswer:
+        connection = self._connect(scheme, authority)
+        if self._proxy is not None and scheme == "http":  # a proxy without a tunnel is told the whole URL
+            target, headers = f"http://{authority}{target}", {**headers, **self._proxy.headers}
+        _send(connection, target, headers)
+        if while_waiting is not None:
+            while_waiting()
+        answer = HTTPAnswer(connection.getresponse(), connection.sock)
+        if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
+            raise refusal(self._proxy, answer.status, authority)
+        self._answer = answer
+        return answer
+
+    def _connect(self, scheme: str, authority: str) -> http.client.HTTPConnection:
+        if self._connection is None:
+            secure = scheme == "https"
+            connection = (_OverTLS if secure else http.client.HTTPConnection)(authority)
+            self._proxy = proxy_for(scheme, authority)
+            connection.sock = self._dial(connection.host, connection.port, secure=secure)
+            self._connection, self._origin = connection, (scheme, authority)
+        if self._socket is not None:
+            self._socket.settimeout(self._timeout)  # reading a body may have left that to the kernel
+        return self._connection
+
+    def _can_carry(self, scheme: str, authority: str) -> bool:
+        """Whether the open connection can carry one more request, to this host."""
+        if self._answer is not None:
+            self._answer.close()
+        return (
+            self._connection is not None
+            and self._connection.sock is not None  # None: the server announced that it would close
+            and self._origin == (scheme, authority)
+            and (self._answer is None or self._answer.reusable)
+            and not _readable(self._connection.sock)
+        )
+
+    def _dial(self, host: str, port: int, *, secure: bool) -> socket.socket:
+        """Open a socket, each connection starting from another of the addresses."""
+        tls = self._tls() if secure else None
+        peer = (host, port) if self._proxy is None else (self._proxy.host, self._proxy.port)
+        addresses = socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
+        first = next(_turn) % len(addresses)
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in addresses[first:] + addresses[:first]:
+            self._socket = socket.socket(family, kind, protocol)  # at once, so that abort() reaches it
+            try:
+                self._open(self._socket, address)
+                if tls is not None:
+                    self._secure(self._socket, tls, host, port)
+            except StoreError:
+                self._socket.close()
+                raise
+            except OSError as error:
+                self._socket.close()
+                failure = error
+            else:
+                return self._socket
+        raise failure or OSError(f"{peer[0]} has no address")
+
+    def _open(self, dialled: socket.socket, address: tuple[object, ...]) -> None:
+        self._raise_if_aborted()
+        dialled.settimeout(self._timeout)
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        dialled.connect(address)
+        self._raise_if_aborted()
+
+    def _secure(self, dialled: socket.socket, tls: ssl.SSLContext, host: str, port: int) -> None:
+        if self._proxy is not None:
+            open_tunnel(dialled, self._proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        # Wrapping empties the socket: the wrapped one must be in abort()'s reach before its handshake.
+        wrapped = tls.wrap_socket(dialled, server_hostname=host, do_handshake_on_connect=False)
+        self._socket = wrapped
+        self._raise_if_aborted()
+        wrapped.do_handshake()
+
+    def _raise_if_aborted(self) -> None:
+        if self.aborted:
+            raise ConnectionAbortedError("the transfer was cancelled")
+
+    def reset(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._answer is not None:
+            self._answer.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._answer = self._connection = self._socket = self._origin = None
+
+    def abort(self) -> None:
+        """Make the call in progress, and any later one, fail at once. Callable from any thread."""
+        self.aborted = True
+        dialled = self._socket
+        if dialled is not None:
+            try:
+                # Not SSLSocket.shutdown, which drops its TLS state: a reader in another thread would
+                # then take ciphertext for data.
+                socket.socket.shutdown(dialled, socket.SHUT_RDWR)
+            except OSError:
+                return  # it was not connected any more
+
+
+def _send(connection: http.client.HTTPConnection, target: str, headers: Mapping[str, str]) -> None:
+    """Send the request.
+
+    A failure goes on without the frames it came through: their locals hold the headers, and with them the
+    signature, as a traceback that shows locals would print.
+    """
+    try:
+        connection.request("GET", target, headers=dict(headers))
+    except OSError as error:
+        raise error.with_traceback(None) from None
+
+
+def trusting(bundle: str | None) -> ssl.SSLContext:
+    """Return a TLS context that trusts a bundle of authorities, or the system's where it is None.
+
+    Raises:
+        StoreError: the bundle cannot be read.
+    """
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:
+        hint = "Check S3Config.ca_bundle and AWS_CA_BUNDLE: it must be a PEM file."
+        raise StoreError(
+            f"the certificate authorities in {bundle} cannot be read: {error}", hint=hint
+        ) from error
+
+
+def _readable(idle: socket.socket) -> bool:
+    """Whether something arrived while nothing was asked for: the server's goodbye."""
+    if not hasattr(select, "poll"):  # Windows: find out by the request that fails, and is tried again
+        return False
+    watch = select.poll()
+    watch.register(idle, select.POLLIN)
+    return bool(watch.poll(0))
