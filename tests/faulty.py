@@ -92,7 +92,13 @@ class FaultyServer:
         ca_file: the certificate authority to trust; None over plain HTTP.
     """
 
-    def __init__(self, *, authority: trustme.CA | None = None, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        authority: trustme.CA | None = None,
+        ca_file: Path | None = None,
+        hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
+    ) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self.ca_file = ca_file
@@ -100,7 +106,7 @@ class FaultyServer:
         self._rules: list[Rule] = []
         self._stored = 0
         self._lock = threading.Lock()
-        self._http = _HTTPServer(self, _tls_context(authority) if authority else None)
+        self._http = _HTTPServer(self, _tls_context(authority, hosts) if authority else None)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), name="faulty")
         scheme = "https" if authority else "http"
         self.endpoint_url = f"{scheme}://127.0.0.1:{self._http.server_address[1]}"
@@ -245,9 +251,9 @@ def _resolve(wanted: tuple[int, int | None], size: int) -> tuple[int, int]:
     return (start if start >= 0 else max(0, size + start)), size if stop is None else stop
 
 
-def _tls_context(authority: trustme.CA) -> ssl.SSLContext:
+def _tls_context(authority: trustme.CA, hosts: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.issue_cert(*hosts).configure_cert(context)
     return context
 
 

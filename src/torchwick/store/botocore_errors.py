@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError
 from torchwick.errors import CredentialsError, StoreError, TorchwickError, TransferError, URIError
 from torchwick.uri import URI
 
-__all__ = ["endpoint_refused", "from_botocore", "not_s3"]
+__all__ = ["endless_redirect", "endpoint_refused", "from_botocore", "not_s3"]
 
 _ENDPOINT = "Write the endpoint as https://host or http://host:port."
 _NO_CREDENTIALS = (
@@ -89,3 +89,9 @@ def not_s3(uri: URI) -> StoreError:
 def endpoint_refused(error: ValueError, uri: URI) -> StoreError:
     """Return the error for an endpoint that botocore makes no client for."""
     return StoreError(f"the S3 client cannot be made: {error}", uri=uri, hint=_ENDPOINT)
+
+
+def endless_redirect(uri: URI) -> StoreError:
+    """Return the error for a store that redirects every request and names no region."""
+    hint = "Set AWS_DEFAULT_REGION, or S3Config.region, to the bucket's region; check AWS_ENDPOINT_URL."
+    return StoreError("the store redirects every request", uri=uri, hint=hint)

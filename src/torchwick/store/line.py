@@ -115,9 +115,12 @@ class Line:
         """Open a socket, each connection starting from another of the addresses."""
         tls = self._tls() if secure else None
         peer = (host, port) if self._proxy is None else (self._proxy.host, self._proxy.port)
-        addresses = socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
+        try:
+            addresses = socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise self._named(error, *peer) from None
         first = next(_turn) % len(addresses)
-        failure: OSError | None = None
+        failure = OSError(f"{peer[0]} has no address")
         for family, kind, protocol, _, address in addresses[first:] + addresses[:first]:
             self._socket = socket.socket(family, kind, protocol)  # at once, so that abort() reaches it
             try:
@@ -129,10 +132,16 @@ class Line:
                 raise
             except OSError as error:
                 self._socket.close()
-                failure = error
+                failure = self._named(error, *((host, port) if isinstance(error, ssl.SSLError) else peer))
             else:
                 return self._socket
-        raise failure or OSError(f"{peer[0]} has no address")
+        raise failure
+
+    def _named(self, error: OSError, host: str, port: int) -> OSError:
+        """Have the error say which peer it is about."""
+        if error.strerror:
+            error.strerror += f" ({'the proxy ' if self._proxy else ''}{host}:{port})"
+        return error
 
     def _open(self, dialled: socket.socket, address: tuple[object, ...]) -> None:
         self._raise_if_aborted()

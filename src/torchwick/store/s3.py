@@ -30,7 +30,7 @@ from botocore.parsers import ResponseParserError
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
-from torchwick.store.botocore_errors import endpoint_refused, from_botocore, not_s3
+from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
 from torchwick.store.http import HTTPAnswer
 from torchwick.store.identity import asked_as, searched
@@ -46,7 +46,12 @@ from torchwick.uri import URI
 __all__ = ["S3Store"]
 
 _GOOD = (200, 206)
-_SECRET_HEADERS = ("authorization", "x-amz-security-token", "x-amz-server-side-encryption-customer-key")
+_SECRET_HEADERS = (
+    "authorization",
+    "x-amz-s3session-token",
+    "x-amz-security-token",
+    "x-amz-server-side-encryption-customer-key",
+)
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SIGNATURE_LIFE = 60.0  # seconds; S3 refuses a signature after 15 minutes, Express sessions end after 5
@@ -189,6 +194,8 @@ class S3Store:
             raise from_botocore(error, uri, places) from error.with_traceback(None)
         except ResponseParserError as error:
             raise not_s3(uri) from error.with_traceback(None)
+        except RecursionError:  # a redirect that names no region has botocore ask for it, redirected again
+            raise endless_redirect(uri) from None
         except (OSError, HTTPException) as error:
             raise error.with_traceback(None) from None
         except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
