@@ -323,6 +323,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._serve()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -343,11 +347,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._stall()
             return
         self._send_headers(reply)
-        if self.command == "GET":
+        if self.command != "HEAD":
             self._send_body(reply)
 
     def _send_headers(self, reply: Reply) -> None:
-        self.send_response(reply.status, _reason(reply.status))
+        self.send_response_only(reply.status, _reason(reply.status))
+        if "Date" not in reply.headers:
+            self.send_header("Date", self.date_time_string())
         self.send_header("x-amz-request-id", "FAULTY")
         for name, value in reply.headers.items():
             self.send_header(name, value)

@@ -23,13 +23,10 @@ import safetensors.torch
 import torch
 
 import torchwick
-from torchwick import S3Config, TransferConfig, errors
+from torchwick import errors
 from torchwick.demo.environment import aws_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from faulty import FaultyServer
     from torchwick.demo.server import SeaweedFS
 
 ROOT = Path(__file__).parents[1]
@@ -249,106 +246,7 @@ def test_words(page: str) -> None:
     assert not re.findall(r"(?i)\b(?:blob|chunk|download)\w*", text)
 
 
-# -- messages ----------------------------------------------------------------------------------------------
-
-AT_ONCE: dict[str, dict[str, Any]] = {
-    "gs://models/model.pt": {},
-    "s3://models": {},
-    "s3:/models/model.pt": {},
-    "https://me:secret@models.example.com/model.pt": {},
-    "model.pt": {},
-    "s3://models/page.pt": {},
-    "s3://models/pointer.pt": {},
-    "s3://models/empty.pt": {},
-    "s3://models/plain.pkl": {},
-    "s3://models/half.pt": {},
-    "s3://models/half.safetensors": {},
-    "s3://models/twice.pt": {},
-    "s3://models/arrays.npz": {},
-    "s3://models/module.pt": {},
-    "s3://models/scripted.pt": {},
-    "s3://models/none.pt": {},
-    "s3://modles/classifier.pt": {},
-}
-
-
-@pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A function that loads, fails, and finds what it said in the documentation."""
-    monkeypatch.chdir(tmp_path)
-    page = _one_line(PAGES["docs/errors.md"])
-
-    def check(kind: type[Exception], uri: str, **options: Any) -> None:
-        with pytest.raises(kind) as caught:
-            torchwick.load(uri, **options)
-        # TorchScript archives differ by some bytes from process to process; the page shows one size.
-        message = re.sub(r"whose \d+ bytes", "whose 2723 bytes", str(caught.value))
-        message = re.sub(r"AKIA…\w{4}", "AKIA…MPLE", message)
-        message = re.sub(r"http://127\.0\.0\.1:\d+/models", "https://models.example.com", message)
-        assert _one_line(message) in page
-
-    return check
-
-
-@pytest.mark.parametrize("uri", AT_ONCE)
-def test_messages_are_those_of_the_code(
-    uri: str, aws_env: SeaweedFS, models: str, said: Callable[..., None]
-) -> None:
-    said(torchwick.TorchwickError, uri)
-
-
-def test_message_of_the_memory_limit(aws_env: SeaweedFS, models: str, said: Callable[..., None]) -> None:
-    tight = TransferConfig(memory_limit=1000)
-    said(torchwick.MemoryLimitError, "s3://models/scripted.pt", weights_only=False, transfer=tight)
-
-
-def test_messages_about_credentials(
-    aws_env: SeaweedFS, models: str, said: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = "s3://models/classifier.pt"
-    said(torchwick.AccessDeniedError, uri, s3=S3Config(anonymous=True))
-    said(torchwick.CredentialsError, uri, s3=S3Config(profile="research"))
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
-    said(torchwick.CredentialsError, uri)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
-    said(torchwick.CredentialsError, uri)
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    said(torchwick.CredentialsError, uri)
-
-
-def test_messages_about_the_network(
-    faulty: FaultyServer, aws_env: SeaweedFS, said: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from faults import Stall
-
-    uri = "s3://models/classifier.pt"
-    twice = TransferConfig(max_attempts=2, timeout=0.3, connections=2)
-    said(torchwick.StoreError, uri, s3=S3Config(endpoint_url="localhost:9000"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    said(torchwick.TransferError, uri, transfer=twice)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint_url)
-    faulty.put("models/classifier.pt", _objects()["classifier.pt"])
-    faulty.on(Stall(after=-1))
-    said(torchwick.TransferError, uri, transfer=twice)
-
-
-def test_message_about_a_changed_object(
-    faulty: FaultyServer, aws_env: SeaweedFS, said: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint_url)
-    before, after = _saved({"weight": torch.zeros(10**6)}), _saved({"weight": torch.ones(10**6)})
-    faulty.put("models/classifier.pt", before)
-    faulty.on(lambda: faulty.put("models/classifier.pt", after), nth=3)
-    said(torchwick.ObjectChangedError, "s3://models/classifier.pt")
-
-
-def test_message_about_an_expired_url(faulty: FaultyServer, said: Callable[..., None]) -> None:
-    from faults import S3Error
-
-    url = faulty.put("models/classifier.pt", b"never sent")
-    faulty.on(S3Error(403, "AccessDenied", "Request has expired"))
-    said(torchwick.AccessDeniedError, f"{url}?X-Amz-Signature=secret")
+# -- commands ----------------------------------------------------------------------------------------------
 
 
 def test_documented_commands_exist() -> None:

@@ -146,7 +146,7 @@ class TestRefusals:
     def test_no_password(self, uri: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with Relay(password="open sesame") as relay:
             monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{relay.port}")
-            with pytest.raises(CredentialsError, match="wants a user name and a password") as caught:
+            with pytest.raises(CredentialsError, match="wants a user name and password") as caught:
                 torchwick.load(uri, transfer=PARTS)
         assert caught.value.uri == uri
         assert str(relay.port) in str(caught.value)

@@ -12,6 +12,7 @@ from conftest import run_python
 
 SURFACE = [
     "AccessDeniedError",
+    "Client",
     "CredentialsError",
     "FormatError",
     "LoadReport",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ import torchwick
 from checkpoints.base import save_bytes
 from faults import Answer, S3Error
 from oracle import assert_same
+from relay import Relay
 from torchwick import (
     AccessDeniedError,
     CredentialsError,
@@ -61,6 +63,96 @@ def _keys_used(server: FaultyServer) -> list[str]:
         request.headers["authorization"].partition("Credential=")[2].partition("/")[0]
         for request in server.requests
     ]
+
+
+class TestCustomerKeys:
+    """SSE-C, against the real server, which encrypts and decrypts in earnest."""
+
+    KEY = bytes(range(32))
+
+    @pytest.fixture
+    def encrypted(self, aws_env: SeaweedFS, shared_bucket: str, s3_client: Any) -> str:
+        s3_client.put_object(
+            Bucket=shared_bucket,
+            Key="encrypted.pt",
+            Body=MODEL,
+            SSECustomerAlgorithm="AES256",
+            SSECustomerKey=self.KEY,
+        )
+        return f"s3://{shared_bucket}/encrypted.pt"
+
+    @pytest.mark.parametrize("key", [KEY, base64.b64encode(KEY).decode()], ids=["bytes", "base64"])
+    def test_the_right_key(self, encrypted: str, key: bytes | str) -> None:
+        assert_same(torchwick.load(encrypted, s3=S3Config(sse_customer_key=key), transfer=PARTS), STATE)
+
+    def test_no_key(self, encrypted: str) -> None:
+        with pytest.raises(StoreError, match="sse_customer_key"):
+            torchwick.load(encrypted)
+
+    def test_another_key(self, encrypted: str) -> None:
+        with pytest.raises(StoreError, match="sse_customer_key"):
+            torchwick.load(encrypted, s3=S3Config(sse_customer_key=bytes(32)))
+
+    def test_a_key_where_none_belongs(self, stored: FaultyServer) -> None:
+        said = "The encryption parameters are not applicable to this object."
+        stored.on(S3Error(400, "InvalidRequest", said))
+        with pytest.raises(StoreError, match=r"is not encrypted.*Leave out"):
+            torchwick.load(URI, s3=S3Config(sse_customer_key=self.KEY))
+
+    def test_it_travels_in_headers_alone(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, s3=S3Config(sse_customer_key=self.KEY), transfer=PARTS)
+        told = base64.b64encode(self.KEY).decode()
+        for request in stored.requests:
+            assert request.headers["x-amz-server-side-encryption-customer-key"] == told
+            assert not request.query.replace("x-id=GetObject", "")
+
+
+class TestLesserStores:
+    """Stores that lack something of Amazon's S3 are read all the same, without a setting for it."""
+
+    def test_no_conditional_reads(self, stored: FaultyServer) -> None:
+        conditional = S3Error(501, "NotImplemented", "A header you provided implies functionality")
+        stored.on(conditional, where=lambda request: "if-match" in request.headers)
+        assert_same(torchwick.load(URI, transfer=PARTS), STATE)
+
+    def test_a_change_is_seen_without_conditional_reads(self, stored: FaultyServer) -> None:
+        stored.on(S3Error(501, "NotImplemented"), where=lambda request: "if-match" in request.headers)
+        stored.on(lambda: stored.put("models/new.pt", OTHER), nth=6)
+        with pytest.raises(ObjectChangedError):
+            torchwick.load(URI, transfer=PARTS)
+
+    def test_what_is_not_there_is_not_asked_for_again(self, stored: FaultyServer) -> None:
+        stored.on(S3Error(501, "NotImplemented"))
+        with pytest.raises(StoreError, match="NotImplemented"):
+            torchwick.load(URI, transfer=PARTS)
+        assert len(stored.requests) <= 2
+
+    @pytest.mark.parametrize("etag", [None, 'W/"weak"', "bare-of-quotes", '""'])
+    def test_odd_tags(self, etag: str | None, stored: FaultyServer) -> None:
+        stored.put("models/new.pt", MODEL, etag=etag)
+        assert_same(torchwick.load(URI, transfer=PARTS), STATE)
+
+    @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+    def test_a_change_is_seen_without_tags(self, etag: str | None, stored: FaultyServer) -> None:
+        stored.put("models/new.pt", MODEL, etag=etag)
+        stored.on(lambda: stored.put("models/new.pt", OTHER, etag=etag), nth=4)
+        with pytest.raises(ObjectChangedError):
+            torchwick.load(URI, transfer=PARTS)
+
+    def test_no_checksum_is_asked_for(self, stored: FaultyServer) -> None:
+        torchwick.load(URI, transfer=PARTS)
+        assert not any("x-amz-checksum-mode" in request.headers for request in stored.requests)
+
+    def test_virtual_addressing_where_it_is_wanted(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = int(stored.endpoint_url.rpartition(":")[2])
+        stored.put("new.pt", MODEL)
+        config = S3Config(endpoint_url="http://store.example.com", addressing_style="virtual")
+        with Relay(leads_to=("127.0.0.1", port)) as relay:
+            monkeypatch.setenv("HTTP_PROXY", relay.url)
+            assert_same(torchwick.load(URI, s3=config, transfer=PARTS), STATE)
+            assert relay.hosts() == {"models.store.example.com"}
 
 
 class TestWhoAsks:

@@ -4,6 +4,7 @@
 >>> torchwick.load("s3://models/resnet.pt")  # doctest: +SKIP
 """
 
+from torchwick.client import Client
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import (
     AccessDeniedError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDeniedError",
+    "Client",
     "CredentialsError",
     "FormatError",
     "LoadReport",

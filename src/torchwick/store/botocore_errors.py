@@ -46,9 +46,11 @@ def from_botocore(error: BotoCoreError, uri: URI | None, searched: str = "") -> 
         return CredentialsError(
             f"the AWS credentials cannot be used: {_flat(error)}", uri=uri, hint=_credentials_hint(error)
         )
-    if isinstance(error, boto.ParamValidationError | boto.UnsupportedS3ArnError):
-        hint = "Check the bucket's name, or the ARN."
-        return URIError(f"botocore does not accept it: {_flat(error)}", uri=uri, hint=hint)
+    if isinstance(error, boto.ParamValidationError):  # its message is a regular expression
+        hint = "A bucket's name has 3 to 63 small letters, digits, dots and hyphens."
+        return URIError("that is no name of a bucket, and no ARN of one", uri=uri, hint=hint)
+    if isinstance(error, boto.UnsupportedS3ArnError):
+        return URIError(_flat(error), uri=uri, hint="Give the ARN of an access point, or a bucket's name.")
     if isinstance(error, boto.EndpointProviderError | boto.InvalidEndpointConfigurationError):
         return StoreError(f"there is no S3 at that endpoint: {_flat(error)}", uri=uri, hint=_ENDPOINT)
     if isinstance(error, boto.NoRegionError):

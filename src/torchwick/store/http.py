@@ -1,4 +1,4 @@
-"""The body of an answer, read straight into the caller's memory.
+"""What is sent, and what comes back: headers that hide themselves, bodies read into the caller's memory.
 
 `http.client` parses heads; bodies are read by `readinto`, so that the kernel (or OpenSSL) writes into the
 tensors' own memory.
@@ -15,9 +15,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["HTTPAnswer"]
+__all__ = ["HTTPAnswer", "Headers"]
 
 _KERNEL_CAN_WAIT = sys.platform == "linux"  # elsewhere a receive timeout is spelled otherwise
+
+
+class Headers(dict[str, str]):
+    """Headers of a request. A traceback that shows locals shows their names only."""
+
+    def __repr__(self) -> str:
+        return f"<headers {', '.join(self)}>"
 
 
 class HTTPAnswer:

@@ -10,8 +10,8 @@ import ssl
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
-from torchwick.errors import StoreError
-from torchwick.store.http import HTTPAnswer
+from torchwick.errors import CredentialsError, StoreError
+from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.proxy import Proxy, open_tunnel, proxy_for, refusal
 
 __all__ = ["Line", "trusting"]
@@ -78,7 +78,7 @@ class Line:
     ) -> HTTPAnswer:
         connection = self._connect(scheme, authority)
         if self._proxy is not None and scheme == "http":  # a proxy without a tunnel is told the whole URL
-            target, headers = f"http://{authority}{target}", {**headers, **self._proxy.headers}
+            target, headers = f"http://{authority}{target}", Headers({**headers, **self._proxy.headers})
         _send(connection, target, headers)
         if while_waiting is not None:
             while_waiting()
@@ -189,11 +189,17 @@ def _send(connection: http.client.HTTPConnection, target: str, headers: Mapping[
 
     A failure goes on without the frames it came through: their locals hold the headers, and with them the
     signature, as a traceback that shows locals would print.
+
+    Raises:
+        CredentialsError: a header cannot be sent as it is; only what the caller's environment gave can.
     """
     try:
         connection.request("GET", target, headers=dict(headers))
     except OSError as error:
         raise error.with_traceback(None) from None
+    except ValueError:  # its message holds the header
+        hint = "Copy them again, whole and without line breaks."
+        raise CredentialsError("the credentials hold a character that cannot be sent", hint=hint) from None
 
 
 def trusting(bundle: str | None) -> ssl.SSLContext:
@@ -207,7 +213,7 @@ def trusting(bundle: str | None) -> ssl.SSLContext:
     except OSError as error:
         hint = "Check S3Config.ca_bundle and AWS_CA_BUNDLE: it must be a PEM file."
         raise StoreError(
-            f"the certificate authorities in {bundle} cannot be read: {error}", hint=hint
+            f"the certificate authorities in {bundle} cannot be read: {error.strerror or error}", hint=hint
         ) from error
 
 

@@ -14,9 +14,9 @@ __all__ = ["why_denied", "why_missing"]
 
 _ALIKE = 0.7  # a letter or two wrong in a short name, a word in a long one
 _MOST_LISTED = 1000  # keys of one answer, the most S3 gives
+_ASK = "ask the bucket's owner to grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it."
 _UNSURE = (
-    "Grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it. Or the key does not exist: without "
-    "s3:ListBucket, S3 answers the same then."
+    f"Check the key: without s3:ListBucket, S3 answers the same where there is none. If it is right, {_ASK}"
 )
 
 
@@ -72,7 +72,7 @@ def why_denied(client: Any, uri: URI) -> str | None:
     except (BotoCoreError, ClientError):
         return _UNSURE
     if any(entry["Key"] == uri.key for entry in listed):
-        return "It exists: grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it."
+        return f"It exists: {_ASK}"
     return "The bucket may be listed, and no such key is in it: check the key; keys are case-sensitive."
 
 

@@ -100,10 +100,13 @@ def open_tunnel(connected: socket.socket, proxy: Proxy, authority: str) -> None:
 def refusal(proxy: Proxy, status: int, authority: str) -> Exception:
     """Return what it means that a proxy answered `status` in place of the host."""
     if status == http.client.PROXY_AUTHENTICATION_REQUIRED:
-        hint = "Write them into the proxy's variable: http://user:password@host:port."
-        return CredentialsError(
-            f"the proxy {proxy} wants a user name and a password", code=str(status), hint=hint
+        hint = "Write the right ones into the proxy's variable: http://user:password@host:port."
+        does = (
+            "does not accept the user name and password"
+            if proxy.headers
+            else "wants a user name and password"
         )
+        return CredentialsError(f"the proxy {proxy} {does}", code=str(status), hint=hint)
     if status in (http.client.FORBIDDEN, http.client.METHOD_NOT_ALLOWED):
         hint = "Ask whoever runs the proxy to allow the host, or list it in NO_PROXY."
         return AccessDeniedError(

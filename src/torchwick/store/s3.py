@@ -32,7 +32,7 @@ from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
 from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
-from torchwick.store.http import HTTPAnswer
+from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.identity import asked_as, searched
 from torchwick.store.line import Line, trusting
 from torchwick.store.lookaround import why_denied, why_missing
@@ -40,7 +40,7 @@ from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import redacted_logs
 from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
-from torchwick.store.s3_errors import Refusal
+from torchwick.store.s3_errors import Refusal, about_objects
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
@@ -53,6 +53,7 @@ _SECRET_HEADERS = (
     "x-amz-server-side-encryption-customer-key",
 )
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
+_OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SIGNATURE_LIFE = 60.0  # seconds; S3 refuses a signature after 15 minutes, Express sessions end after 5
 
@@ -177,17 +178,18 @@ class S3Store:
         self._forget(known_client)
         return self._ask(exchange)
 
+    @redacted_logs()
     def _ask(self, exchange: _Exchange) -> HTTPAnswer:
         """Have botocore make and sign a request, or read the refusal if there was one.
 
-        Errors come without the frames of botocore: their locals hold signatures, tokens and keys.
+        Errors come without the frames of botocore, whose locals hold signatures, tokens and keys, and
+        refusals without botocore's error, which may repeat what was sent.
         """
         uri = exchange.uri
         try:
-            with redacted_logs():
-                self.client.get_object(**self._arguments(uri))
+            self.client.get_object(**self._arguments(uri))
         except ClientError as error:
-            raise self._explained(error, exchange) from error.with_traceback(None)
+            raise self._explained(error, exchange) from None
         except BotoCoreError as error:
             places = searched(self.session) if isinstance(error, NoCredentialsError) else ""
             self._forget(self.__dict__.get("client"))
@@ -213,16 +215,28 @@ class S3Store:
     def _explained(self, error: ClientError, exchange: _Exchange) -> StoreError:
         """Say what a refusal means, with what else the store tells of the reason."""
         uri = exchange.uri
-        refusal = Refusal(error, uri, asked_as(self.session, self._config), exchange.secrets)
+        refusal = Refusal(error, uri, self._asked_as(error), exchange.secrets)
         if exchange.pinned:
             return refusal.explained(pinned=True)
         return refusal.explained(look_around=lambda: self._reason(refusal.meaning, uri))
+
+    def _asked_as(self, error: ClientError) -> str:
+        if about_objects(error):
+            return asked_as(self.session, self._config)
+        return self._config.role_arn or "the profile's role"  # to ask further would be refused again
 
     def _reason(self, meaning: str, uri: URI) -> str | None:
         if meaning == "NoSuchKey":
             return why_missing(self.client, uri)
         if meaning == "AccessDenied":
-            return _NOT_PUBLIC if self._config.anonymous else why_denied(self.client, uri)
+            known = (
+                _NOT_PUBLIC
+                if self._config.anonymous
+                else _OTHER_KEY
+                if self._config.sse_customer_key
+                else None
+            )
+            return known or why_denied(self.client, uri)
         return None
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
@@ -230,7 +244,7 @@ class S3Store:
         exchange = self._current.exchange
         answer, exchange.refusal = exchange.refusal, None  # botocore may send again, to another region
         if answer is None:
-            headers = _Headers(
+            headers = Headers(
                 {
                     name: value.decode() if isinstance(value, bytes) else value
                     for name, value in request.headers.items()
@@ -248,7 +262,7 @@ class S3Store:
         self._signed[uri] = signed
 
 
-@dataclass
+@dataclass(repr=False)
 class _Exchange:
     """A request under way and its answer, known to this thread on both sides of botocore."""
 
@@ -259,7 +273,7 @@ class _Exchange:
     answer: HTTPAnswer = field(init=False)
     refusal: HTTPAnswer | None = None
     """An answer that botocore has not read yet."""
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    secrets: tuple[str, ...] = ()
     """What was sent and must not be repeated, should the answer repeat it."""
 
     @property
@@ -269,16 +283,9 @@ class _Exchange:
 
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
         self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
-        headers = _Headers(signed_headers | self.conditions)
+        headers = Headers(signed_headers | self.conditions)
         self.answer = self.line.request(url, headers, self.while_waiting)
         return self.answer
-
-
-class _Headers(dict[str, str]):
-    """Headers that a traceback with locals shows by their names only."""
-
-    def __repr__(self) -> str:
-        return f"<headers {', '.join(self)}>"
 
 
 class _Current(threading.local):

@@ -22,7 +22,7 @@ from torchwick.errors import (
 )
 from torchwick.uri import URI
 
-__all__ = ["Refusal"]
+__all__ = ["Refusal", "about_objects"]
 
 _BUSY = frozenset(
     {
@@ -80,8 +80,8 @@ _MEANING: dict[str, tuple[type[StoreError], str, str]] = {
     ),
     "AccessDenied": (
         AccessDeniedError,
-        "the credentials may not read it",
-        "Grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it.",
+        "reading it is not allowed",
+        "Ask the bucket's owner to grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it.",
     ),
     "InvalidAccessKeyId": (CredentialsError, "the store does not know this access key", _KEYS),
     "SignatureDoesNotMatch": (
@@ -140,9 +140,14 @@ _SAME = {
     "IllegalLocationConstraintException": "PermanentRedirect",
 }
 _WHO_MATTERS = (AccessDeniedError, CredentialsError)
-_OF_OBJECTS = ("GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "CreateSession")
+_ABOUT_OBJECTS = ("GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "CreateSession")
 
 _FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
+
+
+def about_objects(error: ClientError) -> bool:
+    """Whether S3 answered with the error, and not a service that gives credentials."""
+    return error.operation_name in _ABOUT_OBJECTS
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Refusal:
         if self.code in _BUSY:
             said = f": {self.said}" if self.said else ""
             return BusyError(f"S3 answered {self.code}{said}", retry_after=self._retry_after, **self._about)
-        if self.error.operation_name not in _OF_OBJECTS:
+        if not about_objects(self.error):
             return self._no_credentials()
         meaning = (
             "PreconditionFailed"
@@ -265,19 +270,25 @@ class Refusal:
         return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
     def _unknown(self) -> StoreError:
-        foreign = f" {_FOREIGN}" if self.code.isdecimal() else ""
-        if "Server Side Encryption" in self.said or "server-side encryption" in self.said.lower():
+        if "server side encryption" in self.said.lower().replace("-", " "):
             message = f"it is encrypted with a key of its owner's (S3 answered {self.code})"
             return StoreError(message, hint="Give that key: S3Config(sse_customer_key=…).", **self._about)
-        said = self.said or "no message"
-        return StoreError(f"S3 answered {self.code}: {said}", hint=foreign.strip() or None, **self._about)
+        if "encryption parameters are not applicable" in self.said:
+            message = f"it is not encrypted with a key of its owner's (S3 answered {self.code})"
+            return StoreError(message, hint="Leave out S3Config.sse_customer_key.", **self._about)
+        if self.code.isdecimal():
+            return StoreError(f"something that is not S3 answered {self.code}", hint=_FOREIGN, **self._about)
+        hint = "Look the code up in the documentation of the store, or ask whoever runs it."
+        return StoreError(f"S3 answered {self.code}: {self.said or 'no message'}", hint=hint, **self._about)
 
     def _no_credentials(self) -> StoreError:
         """The refusal came from where credentials are had, not from S3."""
-        service = "STS" if self.error.operation_name.startswith("AssumeRole") else self.error.operation_name
         said = f": {self.said.rstrip('.')}" if self.said else ""
-        message = f"the credentials could not be had: {service} answered {self.code}{said}"
-        return CredentialsError(message, hint=_ROLE if service == "STS" else _RENEW, **self._about)
+        if self.error.operation_name.startswith("AssumeRole"):
+            message = f"{self.asked_as} could not be assumed: STS answered {self.code}{said}"
+            return CredentialsError(message, hint=_ROLE, **self._about)
+        message = f"no credentials were given: {self.error.operation_name} was answered {self.code}{said}"
+        return CredentialsError(message, hint=_RENEW, **self._about)
 
 
 def _denied(refusal: Refusal) -> tuple[str, str] | None:
@@ -291,12 +302,15 @@ def _denied(refusal: Refusal) -> tuple[str, str] | None:
             "Look for Deny in the bucket's policy: it may want requests to come from a certain network."
         )
     if action == "s3:ListBucket":
-        return "the object does not exist, or the credentials may not read it", (
+        return "the object does not exist, or reading it is not allowed", (
             "Check the key first: without s3:ListBucket on the bucket, S3 does not say that a key is missing."
         )
     if action.startswith("kms:"):
-        return "the credentials may not use the KMS key that encrypts it", f"Grant {action} on that KMS key."
-    return "the credentials may not read it", f"Grant {action} on it."
+        return (
+            "the KMS key that encrypts it may not be used",
+            f"Ask the KMS key's owner to grant {action} on it.",
+        )
+    return "reading it is not allowed", f"Ask the bucket's owner to grant {action} on it."
 
 
 def _deleted(refusal: Refusal) -> tuple[str, str] | None:

@@ -98,11 +98,14 @@ class WebConnection(PooledConnection):
             answer.read(1 << 16)
             scheme = urlsplit(target).scheme
             if scheme not in ("http", "https") or not answer.headers.get("Location"):
-                raise StoreError("the server redirects to what is no web address", uri=uri)
+                hint = "Give the address that the browser ends up at."
+                raise StoreError("the server redirects to what is no web address", uri=uri, hint=hint)
             if urlsplit(url).scheme == "https" and scheme != "https":
-                raise StoreError("the server redirects from https to an address that is not", uri=uri)
+                hint = "Give the other address, if you trust the way to it."
+                raise StoreError("the server redirects from https to http", uri=uri, hint=hint)
             url = target
-        raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri)
+        hint = "Give the address that the browser ends up at."
+        raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri, hint=hint)
 
 
 def _refusal(uri: URI, answer: HTTPAnswer, pinned: ObjectInfo | None) -> StoreError:
@@ -124,7 +127,7 @@ def _refusal(uri: URI, answer: HTTPAnswer, pinned: ObjectInfo | None) -> StoreEr
         expired = "expired" in said.lower()
         hint = "Make a new presigned URL." if expired else "Is the URL complete, signature included?"
         return AccessDeniedError(f"the server refused ({status})" + ", expired" * expired, hint=hint, **about)
-    return StoreError(f"the server answered {status}", **about)
+    return StoreError(f"the server answered {status}", hint="Open the address in a browser.", **about)
 
 
 def _seconds(answer: HTTPAnswer) -> float | None:

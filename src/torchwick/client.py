@@ -1,0 +1,59 @@
+"""`Client`: settings given once, for every verb of the module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchwick.config import S3Config, TransferConfig
+from torchwick.loading import load
+from torchwick.report import LoadReport, ProgressCallback
+
+if TYPE_CHECKING:
+    from torchwick.loading.devices import MapLocation
+
+__all__ = ["Client"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """The functions of torchwick, with one set of settings.
+
+    It holds no connection of its own: connections are kept by settings, so that two clients of the same
+    settings share them, and so do the module's functions. It compares by value and pickles.
+
+    Attributes:
+        s3: who asks and which S3; None: as boto3 finds it.
+        transfer: how fast and with how much memory; None: it adapts.
+
+    Example:
+        >>> public = Client(s3=S3Config(anonymous=True, region="eu-central-1"))
+        >>> public.load("s3://open-models/classifier.pt")  # doctest: +SKIP
+        >>> public == Client(s3=S3Config(anonymous=True, region="eu-central-1"))
+        True
+    """
+
+    s3: S3Config | None = None
+    transfer: TransferConfig | None = None
+
+    def load(
+        self,
+        uri: str | os.PathLike[str],
+        map_location: MapLocation = None,
+        *,
+        weights_only: bool = True,
+        progress: bool | ProgressCallback = False,
+        on_report: Callable[[LoadReport], object] | None = None,
+    ) -> Any:
+        """Load a checkpoint straight into tensors: see `torchwick.load`."""
+        return load(
+            uri,
+            map_location,
+            weights_only=weights_only,
+            progress=progress,
+            on_report=on_report,
+            s3=self.s3,
+            transfer=self.transfer,
+        )
