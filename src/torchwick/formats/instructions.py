@@ -9,6 +9,7 @@ time and memory are linear in the bytes of the pickle.
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -27,10 +28,19 @@ _LEAF: _Fold = (0, 0)
 
 @dataclass(frozen=True)
 class _Instruction:
-    """One of pickle's instructions: the bytes of its argument, and what it takes from the stack and puts there."""
+    """One of pickle's instructions.
+
+    Attributes:
+        name: as `pickletools` has it.
+        size: bytes of its argument, or negative, in the way of `pickletools`, where that varies.
+        lines: how many lines the argument is, if it is lines.
+        to_mark: whether it takes all that lies above the topmost mark, and the mark.
+        takes: how much more it takes from the stack.
+        puts: how much it puts there.
+    """
 
     name: str
-    argument: int
+    size: int
     lines: int
     to_mark: bool
     takes: int
@@ -43,17 +53,21 @@ _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-_EXTENSIONS = ("EXT1", "EXT2", "EXT4")  # numbers for globals, known to the process alone: none checkpoints use
+_EXTENSIONS = (
+    "EXT1",
+    "EXT2",
+    "EXT4",
+)  # numbers for globals, known to the process alone: none checkpoints use
 
 
 def _describe(code: pickletools.OpcodeInfo) -> _Instruction:
-    argument = 0 if code.arg is None else code.arg.n
+    size = 0 if code.arg is None else code.arg.n
     lines = 0
-    if argument == pickletools.UP_TO_NEWLINE:
+    if size == pickletools.UP_TO_NEWLINE:
         lines = 2 if code.name in ("GLOBAL", "INST") else 1
     to_mark = pickletools.markobject in code.stack_before
-    takes = len(code.stack_before) - 2 * to_mark  # the mark and what lies above it are taken together
-    return _Instruction(code.name, argument, lines, to_mark, takes, len(code.stack_after))
+    below = code.stack_before.index(pickletools.markobject) if to_mark else len(code.stack_before)
+    return _Instruction(code.name, size, lines, to_mark, below, len(code.stack_after))
 
 
 _INSTRUCTIONS = {ord(c.code): _describe(c) for c in pickletools.opcodes if c.name not in _EXTENSIONS}
@@ -95,23 +109,34 @@ class _Reader:
         self._memo: dict[int, _Fold] = {}
         self._unfolded = 0
         self._at = 0
+        self._effects: dict[str, Callable[[_Instruction, bytes], None]] = {
+            "MARK": self._mark,
+            "POP": self._pop,
+            "POP_MARK": self._pop_mark,
+            "DUP": self._duplicate,
+            **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), self._tuple),
+            **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), self._put),
+            **dict.fromkeys(("BINGET", "LONG_BINGET"), self._get),
+            "PUT": self._put_line,
+            "GET": self._get_line,
+        }
 
     def read(self, start: int) -> int:
-        data, stop, special = self._data, start, _SPECIAL
+        data, stop = self._data, start
         while True:
             self._at = stop
-            code = data[stop : stop + 1]
-            instruction = _INSTRUCTIONS.get(code[0]) if code else None
+            if stop >= len(data):
+                self._beyond(stop + 1)
+            instruction = _INSTRUCTIONS.get(data[stop])
             if instruction is None:
-                self._beyond(stop + 1) if not code else self._refuse(f"there is no instruction {code!r}")
-            size = instruction.argument
+                self._refuse(f"there is no instruction {data[stop : stop + 1]!r}")
             first = stop + 1
-            stop = first + size if size >= 0 else self._end(instruction, first)
+            stop = first + instruction.size if instruction.size >= 0 else self._end(instruction, first)
             if stop > len(data):
                 self._beyond(stop)
-            effect = special.get(instruction.name)
+            effect = self._effects.get(instruction.name)
             if effect is not None:
-                effect(self, instruction, data[first:stop])
+                effect(instruction, data[first:stop])
             else:
                 self._change(instruction)
             if instruction.name == "STOP":
@@ -125,10 +150,10 @@ class _Reader:
                 self._beyond(len(self._data) + 1)
         if instruction.lines:
             return at
-        width = _LENGTH_BYTES[instruction.argument]
+        width = _LENGTH_BYTES[instruction.size]
         if at + width > len(self._data):
             self._beyond(at + width)
-        signed = instruction.argument == pickletools.TAKEN_FROM_ARGUMENT4
+        signed = instruction.size == pickletools.TAKEN_FROM_ARGUMENT4
         length = int.from_bytes(self._data[at : at + width], "little", signed=signed)
         if length < 0:
             self._refuse(f"{instruction.name} claims {length} bytes")
@@ -230,24 +255,7 @@ class _Reader:
     def _index(self, argument: bytes) -> int:
         index = int.from_bytes(argument, "little")
         if index > len(self._data):  # the unpickler would make room for as many; a pickler counts from 0 or 1
-            self._refuse(f"it asks for a memo of {index} items, which its {len(self._data)} bytes cannot fill")
+            self._refuse(
+                f"it asks for a memo of {index} items, which its {len(self._data)} bytes cannot fill"
+            )
         return index
-
-
-_SPECIAL = {
-    "MARK": _Reader._mark,
-    "POP": _Reader._pop,
-    "POP_MARK": _Reader._pop_mark,
-    "DUP": _Reader._duplicate,
-    "TUPLE": _Reader._tuple,
-    "TUPLE1": _Reader._tuple,
-    "TUPLE2": _Reader._tuple,
-    "TUPLE3": _Reader._tuple,
-    "PUT": _Reader._put_line,
-    "BINPUT": _Reader._put,
-    "LONG_BINPUT": _Reader._put,
-    "MEMOIZE": _Reader._put,
-    "GET": _Reader._get_line,
-    "BINGET": _Reader._get,
-    "LONG_BINGET": _Reader._get,
-}

@@ -122,15 +122,15 @@ def _check_view(arguments: tuple[object, ...]) -> None:
     reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=False))
     if min(lengths) < 0 or reach > storage.fact.numel:
         raise _AbsurdError(
-            f"a tensor of {_few(size)} elements with strides {_few(stride)} from element {_few((offset,))} on lies "
-            f"outside storage {storage.fact.key[:40]!r}, which has {storage.fact.numel}"
+            f"a tensor of shape {_few(size)} with strides {_few(stride)}, from element {_few((offset,))} on, "
+            f"reaches outside storage {storage.fact.key[:40]!r}, which has {storage.fact.numel}"
         )
 
 
 def _few(lengths: tuple[Any, ...]) -> str:
     """Return lengths as text, of bounded length."""
     texts = [str(n) if abs(n) < 1 << 64 else "more than 2**64" for n in lengths[:8]]
-    return "×".join(texts) + ("×…" if len(lengths) > 8 else "")
+    return ", ".join(texts) + (", …" if len(lengths) > 8 else "")
 
 
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # by Python 3; protocol 2 keeps the old names

@@ -77,7 +77,9 @@ def _parse(raw: bytes, uri: object) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         reason = str(error)[:_LONGEST]
-        raise FormatError(f"the safetensors header is not JSON: {reason}", uri=uri, hint=_CORRUPT) from error
+        raise FormatError(
+            f"the safetensors header cannot be read: {reason}", uri=uri, hint=_CORRUPT
+        ) from error
     if not isinstance(header, dict):
         _refuse(uri, "the header is no JSON object")
     return header

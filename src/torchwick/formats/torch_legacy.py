@@ -76,7 +76,9 @@ def read_legacy(read: Callable[[int, int], memoryview], size: int | None, uri: o
             return _look(data, size, uri)
         except EOFError:
             if len(data) < length:  # it is all there is
-                raise _corrupt(uri, f"its pickles do not end before byte {len(data)}, where it does") from None
+                raise _corrupt(
+                    uri, f"its pickles do not end before byte {len(data)}, where it does"
+                ) from None
             length *= 4
 
 
@@ -108,7 +110,7 @@ def _listed(keys: object, facts: PickleFacts, uri: object) -> list[StorageFact]:
     if len(set(names)) != len(names):
         raise _corrupt(uri, "its list of storages names one twice")
     if set(names) != facts.storages.keys():
-        odd = sorted(set(names) ^ facts.storages.keys())[0][:100]
+        odd = min(set(names) ^ facts.storages.keys())[:100]
         raise _corrupt(uri, f"storage {odd!r} is only in one of its pickle and its list of storages")
     return [facts.storages[name] for name in names]
 

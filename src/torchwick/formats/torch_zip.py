@@ -121,7 +121,7 @@ def read_archive(read: Read, size: int, uri: object) -> Archive:
         raise _corrupt(
             uri, f"its directory claims {count} records in bytes {directory} to {directory + length}"
         )
-    records = _parse_directory(read(directory, directory + length), count, directory, uri)
+    records = _parse_directory(read(directory, directory + length), count, uri)
     # As torch's reader has it: the root is what the first record's name begins with.
     root = records[0].name.partition("/")[0] + "/" if records else ""
     below = {r.name.removeprefix(root).lower(): r for r in sorted(records, key=lambda r: r.header)}
@@ -161,7 +161,7 @@ def _find_directory(read: Read, size: int, uri: object) -> tuple[int, int, int]:
     return wide[0], wide[2], wide[1]
 
 
-def _parse_directory(data: memoryview, count: int, directory: int, uri: object) -> list[Record]:
+def _parse_directory(data: memoryview, count: int, uri: object) -> list[Record]:
     records, position = list[Record](), 0
     for _ in range(count):
         if position + _ENTRY_BYTES > len(data) or data[position : position + 4] != _ENTRY:

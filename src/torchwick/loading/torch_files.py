@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C import PyTorchFileReader
 
 from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.pickles import PickleFacts, look_into
@@ -172,8 +173,7 @@ def _look(source: Source, layout: Layout) -> PickleFacts | None:
 
 def _look_by_torch(path: str, archive: Archive, source: Source) -> PickleFacts:
     """Look into a pickle that only torch's own reader finds, compressed or misplaced as it is."""
-    reader: Any = torch._C.PyTorchFileReader(path)
-    facts = _look_at(reader.get_record("data.pkl"), source)
+    facts = _look_at(PyTorchFileReader(path).get_record("data.pkl"), source)
     check_storages(facts, archive, source.uri)
     return facts
 
