@@ -269,6 +269,13 @@ def _swallowing() -> bytes:
     return bytes(data)
 
 
+def _unpacked_from_nothing() -> bytes:
+    """A compressed storage of no bytes: torch makes its memory, and unpacks nothing into it."""
+    data = bytearray(_central("data/0", 10, "<H", 8))
+    struct.pack_into("<I", data, data.rindex(b"archive/data/0") - 46 + 20, 0)
+    return bytes(data)
+
+
 def _in_two_cases() -> bytes:
     """Record names are compared without regard to case, so that keys by the thousand can share a record."""
     return zip_of(program([tensor(storage(6, "a")), tensor(storage(6, "A"))]), sa=bytes(24))
@@ -307,6 +314,13 @@ _ZIPS: dict[str, Attack] = {
     "entry_name_64k": Attack(partial(_central, "data/0", 28, "<H", 0xFFFF), "reaches beyond it"),
     "entry_extra_64k": Attack(partial(_central, "version", 30, "<H", 0xFFFF), "reaches beyond it"),
     "entry_comment_64k": Attack(partial(_central, "version", 32, "<H", 0xFFFF), "reaches beyond it"),
+    "entry_folder_with_bytes": Attack(partial(_central, "data/0", 38, "<I", 0xFF), "said to be a folder"),
+    "entry_folder_by_name": Attack(
+        lambda: write_zip(zip_records(program([tensor(storage(6, "0/"))]), **{"s0/": bytes(24)})),
+        "said to be a folder",
+    ),
+    "entry_unpacked_from_nothing": Attack(_unpacked_from_nothing, "unpacked from 0"),
+    "entry_packed_less": Attack(partial(_central, "data/0", 20, "<I", 8), "unpacked from 8"),
     "entry_header_beyond": Attack(partial(_central, "data/0", 42, "<I", 0x7FFFFFFF), "where they end"),
     "entry_header_wide": Attack(partial(_central, "data/0", 42, "<I", 0xFFFFFFFF), "where they end"),
     "entry_header_of_another": Attack(partial(_central, "data/0", 42, "<I", 0), "where they end"),

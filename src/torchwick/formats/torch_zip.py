@@ -40,7 +40,8 @@ TAIL = 256 << 10  # the end record with the longest comment (64 KiB), and most d
 _WIDE = 0xFFFFFFFF
 _ZIP64_VERSION = 45  # "version needed to extract" of an entry with 64-bit sizes
 _HAS_DESCRIPTOR = 1 << 3  # general purpose flag: a data descriptor follows the data
-_MOST_DEFLATED, _LEAST_DEFLATED = 1032, 64  # deflate's best ratio (zlib.net/zlib_tech.html), and slack
+_IS_FOLDER = 1 << 4  # MS-DOS's attribute, which torch's reader heeds whoever wrote it
+_MOST_DEFLATED = 1032  # bytes from one, at deflate's best (zlib.net/zlib_tech.html)
 _ALIGNMENT = 64  # torch.save's default since 1.6: caffe2/serialize/inline_container.h, kFieldAlignment
 
 
@@ -167,11 +168,19 @@ def _parse_directory(data: memoryview, count: int, uri: object) -> list[Record]:
         if position + _ENTRY_BYTES > len(data) or data[position : position + 4] != _ENTRY:
             raise _corrupt(uri, f"entry {len(records)} of its directory is damaged")
         record, position = _parse_entry(data, position, uri)
-        if record.size > _MOST_DEFLATED * record.packed + _LEAST_DEFLATED:
-            message = f"{record.size} bytes, unpacked from {record.packed}: nothing is compressed so far"
-            raise _corrupt(uri, f"record {_shown(record)} claims {message}")
         records.append(record)
     return records
+
+
+def _check_size(record: Record, method: int, attributes: int, uri: object) -> None:
+    """Refuse a record for which torch would make memory, and leave it as it finds it."""
+    if record.size and (attributes & _IS_FOLDER or record.name.endswith("/")):
+        raise _corrupt(
+            uri, f"record {_shown(record)} is said to be a folder, and to have {record.size} bytes"
+        )
+    if record.size > (_MOST_DEFLATED if method else 1) * record.packed:
+        message = f"{record.size} bytes, unpacked from {record.packed}: nothing is compressed so far"
+        raise _corrupt(uri, f"record {_shown(record)} claims {message}")
 
 
 def _check_apart(records: list[Record], directory: int, uri: object) -> None:
@@ -191,8 +200,8 @@ def _shown(record: Record) -> str:
 
 
 def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
-    needed, flags, method, packed, size, name_n, extra_n, comment_n, header = struct.unpack_from(
-        "<6xHHH8xIIHHH8xI", data, at
+    needed, flags, method, packed, size, name_n, extra_n, comment_n, attributes, header = struct.unpack_from(
+        "<6xHHH8xIIHHH4xII", data, at
     )
     wide = needed >= _ZIP64_VERSION or _WIDE in (size, packed, header)
     name_at, extra_at = at + _ENTRY_BYTES, at + _ENTRY_BYTES + name_n
@@ -206,7 +215,9 @@ def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
     name_bytes = bytes(data[name_at:extra_at])
     stored = method == 0 and packed == size and not flags & 1
     name = name_bytes.decode("utf-8", "replace")
-    return Record(name, header, name_bytes, size, packed, stored, bool(flags & _HAS_DESCRIPTOR), wide), end
+    record = Record(name, header, name_bytes, size, packed, stored, bool(flags & _HAS_DESCRIPTOR), wide)
+    _check_size(record, method, attributes, uri)
+    return record, end
 
 
 def _widen(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:

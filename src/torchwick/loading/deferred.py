@@ -26,7 +26,7 @@ from torchwick.formats.pickles import PickleFacts, values_unseen
 from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace, element_size
 from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
 from torchwick.loading.devices import MapLocation, is_faking, is_meta, stays_on_cpu
-from torchwick.loading.refusals import explain
+from torchwick.loading.refusals import check_safe, explain
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill, RangeCache
 
@@ -158,7 +158,7 @@ def defer_zip(
     records = {name: r for name, r in layout.archive.records.items() if name.startswith("data/")}
     if not (_is_blind(facts) and _is_native(source, layout) and storages_agree(facts, records)):
         return None
-    if not is_meta(map_location) and not stays_on_cpu(map_location, _tags(facts)):
+    if not is_meta(map_location) and not _stays(source, facts, map_location, weights_only=weights_only):
         return None
     checks = _header_checks(layout, records.values())
     known = [(check, source.cache.find(check.fill.start, check.fill.stop)) for check in checks]
@@ -188,7 +188,7 @@ def defer_legacy(
         return None
     if not _is_blind(facts) or sys.byteorder != "little":
         return None
-    if not stays_on_cpu(map_location, _tags(facts)):
+    if not _stays(source, facts, map_location, weights_only=weights_only):
         return None
     counts = {place.start: struct.pack("<q", place.fact.numel) for place in storages}
     checks = [_count_check(place, counts[place.start]) for place in storages]
@@ -236,8 +236,14 @@ def _is_blind(facts: PickleFacts) -> bool:
     return facts.followed and all(map(values_unseen, facts.globals))
 
 
-def _tags(facts: PickleFacts) -> set[str]:
-    return {fact.location for fact in facts.storages.values()}
+def _stays(source: Source, facts: PickleFacts, map_location: MapLocation, *, weights_only: bool) -> bool:
+    """Whether all storages will be on the CPU; a pickle that is refused is refused before its devices are."""
+    try:
+        return stays_on_cpu(map_location, {fact.location for fact in facts.storages.values()})
+    except RuntimeError:
+        if weights_only:
+            check_safe(facts, source.uri)
+        raise
 
 
 def _is_native(source: Source, layout: Layout) -> bool:

@@ -38,7 +38,7 @@ def check_safe(facts: PickleFacts, uri: object) -> None:
     """
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(_as_checkpoint(facts.data))
-    except pickle.UnpicklingError:  # an instruction that torch's unpickler lacks: it will say so itself
+    except (pickle.UnpicklingError, *_ABOUT_BYTES):  # which torch's unpickler lacks: it will say so itself
         return
     order = {name: at for at, name in enumerate(facts.globals)}
     refused = tuple(sorted(unsafe, key=lambda name: order.get(name, len(order))))
