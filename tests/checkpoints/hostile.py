@@ -276,6 +276,14 @@ def _unpacked_from_nothing() -> bytes:
     return bytes(data)
 
 
+def _deflated_and_shifted() -> bytes:
+    """The data of a compressed storage begin where its header says, which is in the middle of its name."""
+    records = [replace(r, deflate=True) for r in zip_records(_ZIP_PICKLE)]
+    data = bytearray(write_zip(records))
+    struct.pack_into("<H", data, data.index(b"archive/data/0") - 4, 0)
+    return bytes(data)
+
+
 def _in_two_cases() -> bytes:
     """Record names are compared without regard to case, so that keys by the thousand can share a record."""
     return zip_of(program([tensor(storage(6, "a")), tensor(storage(6, "A"))]), sa=bytes(24))
@@ -320,11 +328,12 @@ _ZIPS: dict[str, Attack] = {
         "said to be a folder",
     ),
     "entry_unpacked_from_nothing": Attack(_unpacked_from_nothing, "unpacked from 0"),
+    "deflated_storage_damaged": Attack(_deflated_and_shifted, "does not unpack"),
     "entry_packed_less": Attack(partial(_central, "data/0", 20, "<I", 8), "unpacked from 8"),
     "entry_header_beyond": Attack(partial(_central, "data/0", 42, "<I", 0x7FFFFFFF), "where they end"),
     "entry_header_wide": Attack(partial(_central, "data/0", 42, "<I", 0xFFFFFFFF), "where they end"),
     "entry_header_of_another": Attack(partial(_central, "data/0", 42, "<I", 0), "where they end"),
-    "entry_method_unknown": Attack(partial(_central, "data/0", 10, "<H", 97), "unsupported method"),
+    "entry_method_unknown": Attack(partial(_central, "data/0", 10, "<H", 97), "does not unpack"),
     "entry_size_zero": Attack(partial(_central, "data/0", 20, "<Q", 0), "is said to have"),
     "zip64_field_100_gb": Attack(partial(_zip64_field, (100 * GB, 100 * GB)), "where they end"),
     "zip64_field_16_eib": Attack(partial(_zip64_field, (2**64 - 1, 2**64 - 1)), "where they end"),

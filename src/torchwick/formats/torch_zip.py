@@ -10,6 +10,7 @@ against the real headers, which flow past when neighbouring records are read tog
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ __all__ = [
     "Layout",
     "Record",
     "check_storages",
+    "check_unpacks",
     "derive_layout",
     "header_agrees",
     "read_archive",
@@ -255,6 +257,31 @@ def check_storages(facts: PickleFacts, archive: Archive, uri: object) -> None:
         if width is not None and fact.numel * width != record.size:
             claim = f"{fact.numel} elements of {width} bytes, its record has {record.size} bytes"
             raise _corrupt(uri, f"storage {shown} is said to have {claim}")
+
+
+def check_unpacks(read: Read, archive: Archive, uri: object) -> None:
+    """Refuse compressed records that do not unpack to what they claim.
+
+    torch's reader checks no checksum, and lets a damaged record refer to bytes before its first: the values
+    would be what its memory held before.
+
+    Raises:
+        FormatError: it says which record.
+    """
+    for record in archive.records.values():
+        if record.stored or not record.size:
+            continue
+        name_length, extra_length = struct.unpack_from(
+            "<HH", read(record.header, record.header + LOCAL_BYTES), 26
+        )
+        start = record.header + LOCAL_BYTES + name_length + extra_length
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            unpacked = len(inflater.decompress(read(start, start + record.packed), record.size + 1))
+        except zlib.error:
+            unpacked = -1
+        if unpacked != record.size or not inflater.eof:
+            raise _corrupt(uri, f"compressed record {_shown(record)} does not unpack to {record.size} bytes")
 
 
 def derive_layout(archive: Archive) -> Layout | None:

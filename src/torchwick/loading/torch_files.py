@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torchwick.formats.torch_zip import (
     Archive,
     Layout,
     check_storages,
+    check_unpacks,
     derive_layout,
     header_agrees,
     read_archive,
@@ -103,6 +105,8 @@ def _load_saved(
         spool(source, second_copy=not mappable) as path,
         explain(source.uri, weights_only=weights_only, facts=facts),
     ):
+        if archive.unpacked:
+            check_unpacks(_reading(path), archive, source.uri)
         if facts is None:
             facts = _look_by_torch(path, archive, source)
             _check_before_fetching(facts, source, weights_only=weights_only)
@@ -169,6 +173,17 @@ def _look(source: Source, layout: Layout) -> PickleFacts | None:
     if not header_agrees(data, record, start):
         return None
     return _look_at(bytes(data[start - record.header :]), source)
+
+
+def _reading(path: str) -> Callable[[int, int], memoryview]:
+    """Return a function that reads a range of a file, or what there is of it."""
+
+    def read(start: int, stop: int) -> memoryview:
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            return memoryview(file.read(stop - start))
+
+    return read
 
 
 def _look_by_torch(path: str, archive: Archive, source: Source) -> PickleFacts:
