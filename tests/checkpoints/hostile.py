@@ -465,6 +465,26 @@ def _pickles(storage: Callable[..., Code]) -> dict[str, tuple[bytes, str]]:
             program(call(name("_codecs", "encode"), call(name("_codecs", "encode"), "a", "hex"), "hex")),
             "encodes a text as",
         ),
+        "tensor_of_a_size": (
+            program(call(name("torch", "Tensor"), call(name("torch", "Size"), (25 * GB,)))),
+            "by its size alone",
+        ),
+        "storage_of_a_number_too_wide": (program(call(name("torch.storage", "UntypedStorage"), [2**63])), ""),
+        "quantized_by_a_list": (
+            program(
+                call(
+                    name("torch._utils", "_rebuild_qtensor"),
+                    storage(kind="QInt8Storage"),
+                    0,
+                    [25 * GB],
+                    [1],
+                    (),
+                    False,
+                    (),
+                )
+            ),
+            "outside storage",
+        ),
         "globals_20k": (program(*(name("m", str(n)) for n in range(20_000))), "names more than"),
         "extension": (b"\x80\x02\x82\x01.", "there is no instruction"),
         "tensor_of_100_gb": (program(call(name("torch", "Tensor"), 25 * GB)), "by its size alone"),

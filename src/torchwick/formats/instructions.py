@@ -91,8 +91,8 @@ def check_instructions(data: bytes, start: int, limit: int | None, uri: object) 
 
     Example:
         >>> import pickle
-        >>> check_instructions(pickle.dumps([1, 2]) + b"and more", 0, None, "s3://models/old.pt")
-        22
+        >>> check_instructions(pickle.dumps([1, 2], protocol=2) + b"and more", 0, None, "s3://models/old.pt")
+        12
     """
     return _Reader(data, limit, uri).read(start)
 

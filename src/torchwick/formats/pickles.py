@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -90,6 +91,13 @@ class _Storage(_Recorder):
     fact: StorageFact
 
 
+class _Size(_Recorder):
+    """Stands in for ``torch.Size`` by the tuple it is."""
+
+    def __new__(cls, lengths: Any = ()) -> Any:
+        return tuple(lengths)
+
+
 def _check_call(name: str, arguments: tuple[object, ...]) -> None:
     """Refuse a call that would take memory by number, without a byte of the file behind it."""
     match name, arguments:
@@ -97,8 +105,10 @@ def _check_call(name: str, arguments: tuple[object, ...]) -> None:
             _check_call(getattr(function, "name", ""), passed)  # which calls what it is given
         case "_codecs.encode", (_, encoding, *_) if encoding not in _ENCODINGS:
             raise _AbsurdError(f"it encodes a text as {str(encoding)[:40]!r}")
-        case _, (int(), *_) if name == "builtins.bytearray" or _is_allocated(name):
-            raise _AbsurdError(f"it makes a {name} by its size alone: {_few(arguments[:1])}")
+        case ("builtins.bytearray", (int() as size, *_)):
+            raise _AbsurdError(f"it makes a {name} by its size alone: {_few((size,))}")
+        case _, (int() | tuple(), *_) if _is_allocated(name):
+            raise _AbsurdError(f"it makes a {name} by its size alone")
         case _:
             _check_view(arguments)
 
@@ -113,7 +123,7 @@ def _is_allocated(name: str) -> bool:
 def _check_view(arguments: tuple[object, ...]) -> None:
     """Refuse a tensor that reaches out of its storage: torch would make the storage larger."""
     match arguments:
-        case (_Storage() as storage, int(offset), tuple(size), tuple(stride), *_):
+        case (_Storage() as storage, int(offset), tuple() | list() as size, tuple() | list() as stride, *_):
             lengths = [n for n in (*size, *stride, offset) if isinstance(n, int)]
         case _:
             return
@@ -127,7 +137,7 @@ def _check_view(arguments: tuple[object, ...]) -> None:
         )
 
 
-def _few(lengths: tuple[Any, ...]) -> str:
+def _few(lengths: Sequence[int]) -> str:
     """Return lengths as text, of bounded length."""
     texts = [str(n) if abs(n) < 1 << 64 else "more than 2**64" for n in lengths[:8]]
     return ", ".join(texts) + (", …" if len(lengths) > 8 else "")
@@ -150,7 +160,8 @@ class _Looker(pickle.Unpickler):
             if len(self._classes) == _MOST_GLOBALS:
                 raise _AbsurdError(f"it names more than {_MOST_GLOBALS} globals")
             self._facts.globals.append(dotted)
-            self._classes[dotted] = type("_Recorder", (_Recorder,), {"name": dotted})
+            base = _Size if dotted == "torch.Size" else _Recorder
+            self._classes[dotted] = type("_Recorder", (base,), {"name": dotted})
         return self._classes[dotted]
 
     def persistent_load(self, pid: Any) -> object:

@@ -75,7 +75,7 @@ def explain(uri: object, *, weights_only: bool, facts: PickleFacts | None = None
     """
     ours: tuple[type[Exception], ...] = _ABOUT_BYTES
     if weights_only:  # else these are what a class of the caller's raises, or its absence
-        ours += (ArithmeticError, AttributeError, TypeError)
+        ours += (ArithmeticError, AttributeError, SystemError, TypeError)
     try:
         yield
     except TorchwickError:
