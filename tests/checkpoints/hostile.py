@@ -526,7 +526,11 @@ def _pickles(storage: Callable[..., Code]) -> dict[str, tuple[bytes, str]]:
         "view_size_100_gb": (program([tensor(storage(), 0, (25 * GB,), (1,))]), "outside storage"),
         "view_size_8_eib": (program([tensor(storage(), 0, (2**62,), (1,))]), "outside storage"),
         "view_size_beyond_64_bits": (program([tensor(storage(), 0, (2**64,), (1,))]), "outside storage"),
-        "view_rank_mismatch": (program([tensor(storage(), 0, (2, 3), (1,))]), "unequal size"),
+        "view_without_strides": (
+            program([tensor(storage(), 0, (3, 2**31 - 1), ())]),
+            "outside storage",
+        ),
+        "view_rank_mismatch": (program([tensor(storage(), 0, (2, 3), (1,))]), "outside storage"),
         "view_grows_then_another": (
             program([tensor(storage(), 0, (600,), (1,)), tensor(storage(), 0, (6,), (1,))]),
             "outside storage",

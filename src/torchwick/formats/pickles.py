@@ -129,8 +129,9 @@ def _check_view(arguments: tuple[object, ...]) -> None:
             return
     if storage.fact.is_view or len(lengths) != len(size) + len(stride) + 1 or 0 in size:
         return
+    # Fewer strides than lengths are none to torch: it then lays the tensor out by itself.
     reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=False))
-    if min(lengths) < 0 or reach > storage.fact.numel:
+    if min(lengths) < 0 or len(size) != len(stride) or reach > storage.fact.numel:
         raise _AbsurdError(
             f"a tensor of shape {_few(size)} with strides {_few(stride)}, from element {_few((offset,))} on, "
             f"reaches outside storage {storage.fact.key[:40]!r}, which has {storage.fact.numel}"
