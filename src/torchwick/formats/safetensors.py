@@ -8,8 +8,7 @@ tensors' bytes, without holes or overlaps. ``data_offsets`` count from the end o
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torchwick.errors import FormatError
@@ -18,6 +17,9 @@ from torchwick.formats.catalog import Catalog, TensorEntry
 __all__ = ["DTYPE_BITS", "header_length", "looks_like", "read_catalog"]
 
 _LENGTH_BYTES = 8
+_MOST_COUNT, _MOST_DIGITS = (1 << 63) - 1, 20  # what torch can count to
+_MOST_SHOWN = 16  # dimensions of a shape in a message
+_LONGEST = 200  # characters of the header's own in a message
 _MOST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 DTYPE_BITS = {
@@ -54,19 +56,45 @@ def read_catalog(read: Callable[[int, int], memoryview], size: int | None, uri: 
     first = _LENGTH_BYTES + length
     if length > _MOST_HEADER or (size is not None and first > size):
         _refuse(uri, f"the header claims {length} bytes, the object has {size}")
-    try:
-        header = json.loads(bytes(read(_LENGTH_BYTES, first)), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the safetensors header is not JSON: {error}", uri=uri, hint=_CORRUPT) from error
-    if not isinstance(header, dict):
-        _refuse(uri, "the header is no JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    header = _parse(bytes(read(_LENGTH_BYTES, first)), uri)
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(uri, "the header's __metadata__ is no map of texts")
     entries = {name: _entry(name, said, first, uri) for name, said in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     _check_gapless(ordered, first, size, uri)
     return Catalog(ordered, metadata)
+
+
+def _parse(raw: bytes, uri: object) -> dict[str, Any]:
+    """Return the JSON object, of which nothing is taken that the format's own reader would not take."""
+    try:
+        text = raw.decode("utf-8")  # json would guess at others
+        header = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_int=_count, parse_constant=_no_number
+        )
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:_LONGEST]
+        raise FormatError(
+            f"the safetensors header cannot be read: {reason}", uri=uri, hint=_CORRUPT
+        ) from error
+    if not isinstance(header, dict):
+        _refuse(uri, "the header is no JSON object")
+    return header
+
+
+def _count(digits: str) -> int:
+    """Return what can count bytes or elements; Python's own integers have no end."""
+    number = int(digits) if len(digits) < _MOST_DIGITS else _MOST_COUNT + 1
+    if number > _MOST_COUNT or digits.startswith("-"):
+        raise ValueError(f"{digits[:_MOST_DIGITS]} counts neither bytes nor elements")
+    return number
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 _CORRUPT = "The file is corrupt or was cut short: upload it again."
@@ -80,29 +108,50 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice")
+    for name in found:
+        name.encode()  # JSON can write half a character, which is no name in any file system or log
     return found
 
 
 def _entry(name: str, said: Any, first: int, uri: object) -> TensorEntry:
+    shown = repr(name[:_LONGEST])
     match said:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]} if _all_counts(
+            (start, stop)
+        ):
             pass
         case _:
-            _refuse(uri, f"the header's entry for {name!r} lacks its dtype, shape or offsets")
+            _refuse(uri, f"the header's entry for {shown} lacks its dtype, shape or offsets")
     if dtype not in DTYPE_BITS:
-        _refuse(uri, f"tensor {name!r} has the unknown dtype {dtype!r}")
-    if not all(isinstance(length, int) and length >= 0 for length in shape):
-        _refuse(uri, f"tensor {name!r} has the shape {shape}")
-    if (stop - start) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
-        _refuse(uri, f"tensor {name!r} is {dtype} of shape {shape} in {stop - start} bytes")
+        _refuse(uri, f"tensor {shown} has the unknown dtype {dtype[:_LONGEST]!r}")
+    numel = _product(shape) if _all_counts(shape) else None
+    described = f"tensor {shown} is {dtype} of shape {str(shape[:_MOST_SHOWN])[:_LONGEST]}"
+    if numel is None:
+        _refuse(uri, f"{described}, which is no shape")
+    if (stop - start) * 8 != numel * DTYPE_BITS[dtype]:
+        _refuse(uri, f"{described} in {stop - start} bytes")
     return TensorEntry(dtype, tuple(shape), first + start, first + stop)
+
+
+def _all_counts(values: Sequence[object]) -> bool:
+    return all(type(value) is int for value in values)  # True is an int as well
+
+
+def _product(shape: list[int]) -> int | None:
+    """Return how many elements there are, or None beyond what can be counted, even if a 0 comes later."""
+    numel = 1
+    for length in shape:
+        numel *= length
+        if numel > _MOST_COUNT:
+            return None
+    return numel
 
 
 def _check_gapless(ordered: dict[str, TensorEntry], first: int, size: int | None, uri: object) -> None:
     position = first
     for name, entry in ordered.items():
         if entry.start != position:
-            _refuse(uri, f"tensor {name!r} begins at byte {entry.start}, where {position} was due")
+            _refuse(uri, f"tensor {name[:_LONGEST]!r} begins at byte {entry.start}, where {position} was due")
         position = entry.stop
     if size is not None and position != size:
         kind = "cut short" if size < position else "too long"

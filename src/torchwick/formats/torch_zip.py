@@ -10,12 +10,25 @@ against the real headers, which flow past when neighbouring records are read tog
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torchwick.errors import FormatError
+from torchwick.formats.pickles import PickleFacts
+from torchwick.formats.torch_legacy import element_size
 
-__all__ = ["LOCAL_BYTES", "Archive", "Layout", "Record", "derive_layout", "header_agrees", "read_archive"]
+__all__ = [
+    "LOCAL_BYTES",
+    "Archive",
+    "Layout",
+    "Record",
+    "check_storages",
+    "check_unpacks",
+    "derive_layout",
+    "header_agrees",
+    "read_archive",
+]
 
 Read = Callable[[int, int], memoryview]
 
@@ -29,6 +42,8 @@ TAIL = 256 << 10  # the end record with the longest comment (64 KiB), and most d
 _WIDE = 0xFFFFFFFF
 _ZIP64_VERSION = 45  # "version needed to extract" of an entry with 64-bit sizes
 _HAS_DESCRIPTOR = 1 << 3  # general purpose flag: a data descriptor follows the data
+_IS_FOLDER = 1 << 4  # MS-DOS's attribute, which torch's reader heeds whoever wrote it
+_MOST_DEFLATED = 1032  # bytes from one, at deflate's best (zlib.net/zlib_tech.html)
 _ALIGNMENT = 64  # torch.save's default since 1.6: caffe2/serialize/inline_container.h, kFieldAlignment
 
 
@@ -42,6 +57,7 @@ class Record:
         header: offset of its local header.
         name_bytes: its whole name, undecoded.
         size: bytes of the data, uncompressed.
+        packed: bytes of the data as they lie in the file.
         stored: whether the data are neither compressed nor encrypted.
         described: whether a data descriptor follows the data.
         wide: whether it was written with 64-bit sizes.
@@ -51,6 +67,7 @@ class Record:
     header: int
     name_bytes: bytes
     size: int
+    packed: int
     stored: bool
     described: bool
     wide: bool
@@ -62,6 +79,11 @@ class Archive:
 
     records: dict[str, Record]
     directory: int
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes that its compressed records claim to unpack to."""
+        return sum(record.size for record in self.records.values() if not record.stored)
 
 
 @dataclass(frozen=True)
@@ -102,13 +124,14 @@ def read_archive(read: Read, size: int, uri: object) -> Archive:
         raise _corrupt(
             uri, f"its directory claims {count} records in bytes {directory} to {directory + length}"
         )
-    records = _parse_directory(read(directory, directory + length), count, directory, uri)
+    records = _parse_directory(read(directory, directory + length), count, uri)
     # As torch's reader has it: the root is what the first record's name begins with.
     root = records[0].name.partition("/")[0] + "/" if records else ""
     below = {r.name.removeprefix(root).lower(): r for r in sorted(records, key=lambda r: r.header)}
     if len(below) != len(records):
         # Which of the two torch would take depends on its search; a scanner may have seen the other one.
         raise _corrupt(uri, "two of its records have one name")
+    _check_apart(list(below.values()), directory, uri)
     return Archive({name: replace(record, name=name) for name, record in below.items()}, directory)
 
 
@@ -121,38 +144,66 @@ def _find_directory(read: Read, size: int, uri: object) -> tuple[int, int, int]:
     """Return the directory's count of records, offset, and bytes, from the end of the file."""
     tail_at = max(0, size - TAIL)
     tail = bytes(read(tail_at, size))
-    end = tail.rfind(_END)
-    if end < 0 or end + _END_BYTES > len(tail):
+    end = tail.rfind(_END, 0, len(tail) - _END_BYTES + len(_END))
+    if end < 0:
         raise _corrupt(uri, f"its directory is missing, which belongs at the end, byte {size}")
     count, length, directory = struct.unpack_from("<HII", tail, end + 10)
     locator = end - _LOCATOR_BYTES
-    if (count == 0xFFFF or _WIDE in (length, directory)) and tail[max(0, locator) :].startswith(
-        _END64_LOCATOR
-    ):
-        (end64,) = struct.unpack_from("<Q", tail, locator + 8)
-        if end64 + _END64_BYTES > size:
-            raise _corrupt(uri, f"its zip64 record is said to be at byte {end64} of {size}")
-        signature, count, length, directory = struct.unpack("<4s28xQQQ", read(end64, end64 + _END64_BYTES))
-        if signature != _END64:
-            raise _corrupt(uri, f"no zip64 record is at byte {end64}")
-    return count, directory, length
+    if locator < 0 or not tail.startswith(_END64_LOCATOR, locator):
+        return count, directory, length
+    (end64,) = struct.unpack_from("<Q", tail, locator + 8)
+    if end64 + _END64_BYTES > size:
+        raise _corrupt(uri, f"its zip64 record is said to be at byte {end64} of {size}")
+    signature, *wide = struct.unpack("<4s28xQQQ", read(end64, end64 + _END64_BYTES))
+    if signature != _END64:
+        raise _corrupt(uri, f"no zip64 record is at byte {end64}")
+    narrow = [(count, 0xFFFF), (length, _WIDE), (directory, _WIDE)]
+    if any(said not in (value, most) for value, (said, most) in zip(wide, narrow, strict=True)):
+        # Readers differ in which of the two they believe; a scanner may have seen the other directory.
+        raise _corrupt(uri, "its end record and its zip64 record name different directories")
+    return wide[0], wide[2], wide[1]
 
 
-def _parse_directory(data: memoryview, count: int, directory: int, uri: object) -> list[Record]:
+def _parse_directory(data: memoryview, count: int, uri: object) -> list[Record]:
     records, position = list[Record](), 0
     for _ in range(count):
         if position + _ENTRY_BYTES > len(data) or data[position : position + 4] != _ENTRY:
             raise _corrupt(uri, f"entry {len(records)} of its directory is damaged")
         record, position = _parse_entry(data, position, uri)
-        if record.header + LOCAL_BYTES + record.size > directory and record.stored:
-            raise _corrupt(uri, f"record {record.name!r} claims {record.size} bytes at {record.header}")
         records.append(record)
     return records
 
 
+def _check_size(record: Record, method: int, attributes: int, uri: object) -> None:
+    """Refuse a record for which torch would make memory, and leave it as it finds it."""
+    if record.size and (attributes & _IS_FOLDER or record.name.endswith("/")):
+        raise _corrupt(
+            uri, f"record {_shown(record)} is said to be a folder, and to have {record.size} bytes"
+        )
+    if record.size > (_MOST_DEFLATED if method else 1) * record.packed:
+        message = f"{record.size} bytes, unpacked from {record.packed}: nothing is compressed so far"
+        raise _corrupt(uri, f"record {_shown(record)} claims {message}")
+
+
+def _check_apart(records: list[Record], directory: int, uri: object) -> None:
+    """Refuse records that share bytes: a small file would then unfold to a large one."""
+    for record, limit in zip(records, _next_headers(records, directory), strict=True):
+        if record.header + LOCAL_BYTES + len(record.name_bytes) + record.packed > limit:
+            message = f"{record.packed} bytes behind byte {record.header}, beyond byte {limit} where they end"
+            raise _corrupt(uri, f"record {_shown(record)} claims {message}")
+
+
+def _next_headers(records: list[Record], directory: int) -> list[int]:
+    return [*(record.header for record in records), directory][1:]
+
+
+def _shown(record: Record) -> str:
+    return repr(record.name[:100])
+
+
 def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
-    needed, flags, method, packed, size, name_n, extra_n, comment_n, header = struct.unpack_from(
-        "<6xHHH8xIIHHH8xI", data, at
+    needed, flags, method, packed, size, name_n, extra_n, comment_n, attributes, header = struct.unpack_from(
+        "<6xHHH8xIIHHH4xII", data, at
     )
     wide = needed >= _ZIP64_VERSION or _WIDE in (size, packed, header)
     name_at, extra_at = at + _ENTRY_BYTES, at + _ENTRY_BYTES + name_n
@@ -166,7 +217,9 @@ def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
     name_bytes = bytes(data[name_at:extra_at])
     stored = method == 0 and packed == size and not flags & 1
     name = name_bytes.decode("utf-8", "replace")
-    return Record(name, header, name_bytes, size, stored, bool(flags & _HAS_DESCRIPTOR), wide), end
+    record = Record(name, header, name_bytes, size, packed, stored, bool(flags & _HAS_DESCRIPTOR), wide)
+    _check_size(record, method, attributes, uri)
+    return record, end
 
 
 def _widen(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
@@ -185,11 +238,57 @@ def _widen(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int,
     return size, packed, header
 
 
+def check_storages(facts: PickleFacts, archive: Archive, uri: object) -> None:
+    """Refuse a pickle whose storages are not those of the archive: each in a record of its own, of its size.
+
+    Raises:
+        FormatError: it says which storage.
+    """
+    taken = set[str]()
+    for key, fact in facts.storages.items():
+        name = f"data/{key}".lower()
+        record, width = archive.records.get(name), element_size(fact.type_name)
+        shown = repr(key[:100])
+        if record is None:
+            raise _corrupt(uri, f"its pickle refers to storage {shown}, of which there is no record")
+        if name in taken:
+            raise _corrupt(uri, f"its pickle takes one record for two storages, {shown} and another")
+        taken.add(name)
+        if width is not None and fact.numel * width != record.size:
+            claim = f"{fact.numel} elements of {width} bytes, its record has {record.size} bytes"
+            raise _corrupt(uri, f"storage {shown} is said to have {claim}")
+
+
+def check_unpacks(read: Read, archive: Archive, uri: object) -> None:
+    """Refuse compressed records that do not unpack to what they claim.
+
+    torch's reader checks no checksum, and lets a damaged record refer to bytes before its first: the values
+    would be what its memory held before.
+
+    Raises:
+        FormatError: it says which record.
+    """
+    for record in archive.records.values():
+        if record.stored or not record.size:
+            continue
+        name_length, extra_length = struct.unpack_from(
+            "<HH", read(record.header, record.header + LOCAL_BYTES), 26
+        )
+        start = record.header + LOCAL_BYTES + name_length + extra_length
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            unpacked = len(inflater.decompress(read(start, start + record.packed), record.size + 1))
+        except zlib.error:
+            unpacked = -1
+        if unpacked != record.size or not inflater.eof:
+            raise _corrupt(uri, f"compressed record {_shown(record)} does not unpack to {record.size} bytes")
+
+
 def derive_layout(archive: Archive) -> Layout | None:
     """Derive where each record's data begin, or None where that takes more than the directory."""
     records = list(archive.records.values())
     starts: dict[str, int] = {}
-    for record, following in zip(records, [r.header for r in records[1:]] + [archive.directory], strict=True):
+    for record, following in zip(records, _next_headers(records, archive.directory), strict=True):
         start = _derive_start(record, following) if record.stored else None
         if start is None:
             return None

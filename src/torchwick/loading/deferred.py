@@ -26,7 +26,7 @@ from torchwick.formats.pickles import PickleFacts, values_unseen
 from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace, element_size
 from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
 from torchwick.loading.devices import MapLocation, is_faking, is_meta, stays_on_cpu
-from torchwick.loading.refusals import explain
+from torchwick.loading.refusals import check_safe, explain
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill, RangeCache
 
@@ -85,8 +85,9 @@ class DeferredFile(io.RawIOBase):
     def read(self, count: int | None = -1) -> bytes:
         """Return bytes, which must be the real ones: never noted."""
         start = self._position
-        wanted = self._size - start if count is None or count < 0 else min(count, self._size - start)
-        self._position += max(0, wanted)
+        left = max(0, self._size - start)
+        wanted = left if count is None or count < 0 else min(count, left)
+        self._position += wanted
         known = self._known(start, start + wanted)
         return bytes(self._cache.read(start, start + wanted) if known is None else known)
 
@@ -157,7 +158,7 @@ def defer_zip(
     records = {name: r for name, r in layout.archive.records.items() if name.startswith("data/")}
     if not (_is_blind(facts) and _is_native(source, layout) and storages_agree(facts, records)):
         return None
-    if not is_meta(map_location) and not stays_on_cpu(map_location, _tags(facts)):
+    if not is_meta(map_location) and not _stays(source, facts, map_location, weights_only=weights_only):
         return None
     checks = _header_checks(layout, records.values())
     known = [(check, source.cache.find(check.fill.start, check.fill.stop)) for check in checks]
@@ -182,19 +183,20 @@ def defer_legacy(
         FormatError: torch's loader cannot read it.
         StoreError: the bytes cannot be read.
     """
-    facts = legacy.facts
-    views = any(place.fact.is_view for place in legacy.storages)
-    if not _is_blind(facts) or views or sys.byteorder != "little":
+    facts, storages = legacy.facts, legacy.storages
+    if storages is None or any(place.fact.is_view for place in storages):
         return None
-    if not stays_on_cpu(map_location, _tags(facts)):
+    if not _is_blind(facts) or sys.byteorder != "little":
         return None
-    counts = {place.start: struct.pack("<q", place.fact.numel) for place in legacy.storages}
-    checks = [_count_check(place, counts[place.start]) for place in legacy.storages]
+    if not _stays(source, facts, map_location, weights_only=weights_only):
+        return None
+    counts = {place.start: struct.pack("<q", place.fact.numel) for place in storages}
+    checks = [_count_check(place, counts[place.start]) for place in storages]
     file = DeferredFile(
         source.cache,
         _size(source),
         counts,
-        ((place.data, place.data + place.size) for place in legacy.storages),
+        ((place.data, place.data + place.size) for place in storages),
     )
     return _load(source, file, facts, checks, map_location, weights_only=weights_only)
 
@@ -231,11 +233,17 @@ def _size(source: Source) -> int:
 
 
 def _is_blind(facts: PickleFacts) -> bool:
-    return all(map(values_unseen, facts.globals))
+    return facts.followed and all(map(values_unseen, facts.globals))
 
 
-def _tags(facts: PickleFacts) -> set[str]:
-    return {fact.location for fact in facts.storages.values()}
+def _stays(source: Source, facts: PickleFacts, map_location: MapLocation, *, weights_only: bool) -> bool:
+    """Whether all storages will be on the CPU; a pickle that is refused is refused before its devices are."""
+    try:
+        return stays_on_cpu(map_location, {fact.location for fact in facts.storages.values()})
+    except RuntimeError:
+        if weights_only:
+            check_safe(facts, source.uri)
+        raise
 
 
 def _is_native(source: Source, layout: Layout) -> bool:
@@ -246,6 +254,8 @@ def _is_native(source: Source, layout: Layout) -> bool:
         little = torch.serialization.LoadEndianness.LITTLE
         return sys.byteorder == "little" and told in (None, little)
     start = layout.starts["byteorder"]
+    if record.size != len(sys.byteorder):
+        return False
     return bytes(source.cache.read(start, start + record.size)) == sys.byteorder.encode()
 
 

@@ -55,7 +55,12 @@ def _empty(entry: TensorEntry, source: Source, device: torch.device) -> torch.Te
         )
     shape = entry.shape
     if entry.dtype == "F4":  # two elements in one of torch's
+        if not shape or shape[-1] % 2:
+            message = f"a tensor of dtype F4 has the shape {list(shape[-16:])}, and torch takes them in pairs"
+            raise FormatError(message, uri=source.uri, hint="Save it anew, its last dimension even.")
         shape = (*shape[:-1], shape[-1] // 2)
+    if 0 in shape:  # whose other lengths may be beyond what torch.empty multiplies
+        return torch.empty(0, dtype=dtype, device=device).reshape(shape)
     return torch.empty(shape, dtype=dtype, device=device)
 
 

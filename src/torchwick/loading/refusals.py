@@ -22,6 +22,7 @@ _TWO_WAYS = (
     "if you trust whoever made the file as you would trust a program of theirs, pass weights_only=False"
 )
 _TRUST = "If you trust whoever made it as you would trust a program of theirs, pass weights_only=False"
+_MOST_NAMED, _LONGEST = 100, 200  # globals in a message, and characters of each
 _CORRUPT = "It is likely corrupt or was cut short: upload it again, whole"
 
 
@@ -37,12 +38,14 @@ def check_safe(facts: PickleFacts, uri: object) -> None:
     """
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(_as_checkpoint(facts.data))
-    except pickle.UnpicklingError:  # an instruction that torch's unpickler lacks: it will say so itself
+    except (pickle.UnpicklingError, *_ABOUT_BYTES):  # which torch's unpickler lacks: it will say so itself
         return
     order = {name: at for at, name in enumerate(facts.globals)}
     refused = tuple(sorted(unsafe, key=lambda name: order.get(name, len(order))))
     if refused:
-        message = f"weights_only=True refuses what its pickle would import: {', '.join(refused)}"
+        named = ", ".join(name[:_LONGEST] for name in refused[:_MOST_NAMED])
+        more = f", and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
+        message = f"weights_only=True refuses what its pickle would import: {named}{more}"
         raise UnsafePickleError(message, uri=uri, hint=_TWO_WAYS, refused=refused)
 
 
@@ -72,7 +75,7 @@ def explain(uri: object, *, weights_only: bool, facts: PickleFacts | None = None
     """
     ours: tuple[type[Exception], ...] = _ABOUT_BYTES
     if weights_only:  # else these are what a class of the caller's raises, or its absence
-        ours += (AttributeError, TypeError)
+        ours += (ArithmeticError, AttributeError, SystemError, TypeError)
     try:
         yield
     except TorchwickError:
@@ -84,10 +87,13 @@ def explain(uri: object, *, weights_only: bool, facts: PickleFacts | None = None
             raise UnsafePickleError(message, uri=uri, hint=_TRUST) from error
         raise FormatError(f"its pickle cannot be read: {_reason(error)}", uri=uri, hint=_CORRUPT) from error
     except ours as error:
+        if _NO_MEMORY in str(error):  # of the machine: sizes were checked before
+            raise
         message = f"torch cannot read it: {type(error).__name__}: {_reason(error)}"
         raise FormatError(message, uri=uri, hint=_CORRUPT) from error
 
 
+_NO_MEMORY = "can't allocate memory"
 _ABOUT_BYTES = (EOFError, RuntimeError, LookupError, AssertionError, ValueError, struct.error)
 
 
@@ -98,4 +104,4 @@ def _reason(error: Exception) -> str:
     paragraphs = [p.strip() for p in text.split("\n\n") if p.strip()]
     advice = ("Weights only load failed", "Check the documentation")
     telling = [p for p in paragraphs if not p.startswith(advice)] or paragraphs or [type(error).__name__]
-    return telling[0].partition("\n")[0].rstrip(". ")
+    return telling[0].partition("\n")[0][:_LONGEST].rstrip(". ")

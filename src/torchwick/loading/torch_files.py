@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C import PyTorchFileReader
 
-from torchwick.errors import FormatError
+from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.pickles import PickleFacts, look_into
 from torchwick.formats.torch_legacy import read_legacy
 from torchwick.formats.torch_zip import (
     LOCAL_BYTES,
     Archive,
     Layout,
+    check_storages,
+    check_unpacks,
     derive_layout,
     header_agrees,
     read_archive,
@@ -61,8 +64,8 @@ def load_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -
 def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
     """Load the format of torch before 1.6."""
     legacy = read_legacy(source.cache.read, source.info.size, source.uri)
-    facts = None if legacy is None else legacy.facts
-    if legacy is not None and source.info.size is not None:
+    facts = legacy.facts
+    if source.info.size is not None:
         loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch legacy", "deferred")
@@ -87,8 +90,11 @@ def load_tar(source: Source, map_location: MapLocation, *, weights_only: bool) -
 def _load_saved(
     source: Source, archive: Archive, map_location: MapLocation, *, weights_only: bool
 ) -> Outcome:
+    _check_unpacked(source, archive)
     layout = derive_layout(archive)
-    facts = _look(source, layout)
+    facts = None if layout is None else _look(source, layout)
+    if facts is not None:
+        check_storages(facts, archive, source.uri)
     if layout is not None and facts is not None:
         loaded = defer_zip(source, layout, facts, map_location, weights_only=weights_only)
         if loaded is not None:
@@ -99,15 +105,40 @@ def _load_saved(
         spool(source, second_copy=not mappable) as path,
         explain(source.uri, weights_only=weights_only, facts=facts),
     ):
+        if archive.unpacked:
+            check_unpacks(_reading(path), archive, source.uri)
+        if facts is None:
+            facts = _look_by_torch(path, archive, source)
+            _check_before_fetching(facts, source, weights_only=weights_only)
         mmap = mappable and layout is not None and _headers_agree(path, layout)
         value = _torch_load(path, map_location, weights_only=weights_only, mmap=mmap)
     return Outcome(value, "torch zip", "spooled")
 
 
+def _check_unpacked(source: Source, archive: Archive) -> None:
+    """Have records that unpack to more than the memory there is refused before they are fetched."""
+    if not archive.unpacked:
+        return
+    limit = source.config.memory_bytes()
+    if archive.unpacked > limit:
+        raise MemoryLimitError(
+            f"its compressed records would unpack to {archive.unpacked} bytes, more than the memory limit of "
+            f"{limit}",
+            uri=source.uri,
+            hint="Save it anew, uncompressed, if you trust it; else leave it alone.",
+            needed=archive.unpacked,
+            limit=limit,
+        )
+
+
 def _check_before_fetching(facts: PickleFacts | None, source: Source, *, weights_only: bool) -> None:
     """Have a refusal come before the bytes do."""
-    if weights_only and facts is not None:
-        check_safe(facts, source.uri)
+    if not weights_only or facts is None:
+        return
+    check_safe(facts, source.uri)
+    if not facts.followed:
+        hint = "It is corrupt, or made to do harm: upload it again, from a source you trust."
+        raise FormatError("its pickle builds what no pickle can build", uri=source.uri, hint=hint)
 
 
 def _torch_load(path: str, map_location: MapLocation, *, weights_only: bool, mmap: bool) -> Any:
@@ -135,24 +166,39 @@ def _headers_agree(path: str, layout: Layout) -> bool:
     return True
 
 
-def _look(source: Source, layout: Layout | None) -> PickleFacts | None:
-    """Look into the pickle; None where stand-ins cannot follow it and torch itself has to."""
-    if layout is None:
+def _look(source: Source, layout: Layout) -> PickleFacts | None:
+    """Look into the pickle; None where it does not lie where the directory makes it seem."""
+    record, start = layout.archive.records["data.pkl"], layout.starts["data.pkl"]
+    data = source.cache.read(record.header, start + record.size)
+    if not header_agrees(data, record, start):
         return None
-    start = layout.starts["data.pkl"]
-    data = source.cache.read(start, start + layout.archive.records["data.pkl"].size)
+    return _look_at(bytes(data[start - record.header :]), source)
+
+
+def _reading(path: str) -> Callable[[int, int], memoryview]:
+    """Return a function that reads a range of a file, or what there is of it."""
+
+    def read(start: int, stop: int) -> memoryview:
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            return memoryview(file.read(stop - start))
+
+    return read
+
+
+def _look_by_torch(path: str, archive: Archive, source: Source) -> PickleFacts:
+    """Look into a pickle that only torch's own reader finds, compressed or misplaced as it is."""
+    facts = _look_at(PyTorchFileReader(path).get_record("data.pkl"), source)
+    check_storages(facts, archive, source.uri)
+    return facts
+
+
+def _look_at(data: bytes, source: Source) -> PickleFacts:
     try:
-        return look_into(io.BytesIO(data))
-    except (
-        AttributeError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ):
-        return None
+        return look_into(io.BytesIO(data), limit=len(data), uri=source.uri)
+    except EOFError:
+        hint = "It is corrupt or was cut short: upload it again, whole."
+        raise FormatError("its pickle does not come to an end", uri=source.uri, hint=hint) from None
 
 
 def _load_torchscript(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
