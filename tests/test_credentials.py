@@ -767,3 +767,121 @@ class TestRenewalFails:
     @staticmethod
     def _short(account: Account) -> Keys:
         return replace(account.server.session(), expires=soon(AT_ONCE))
+
+
+class TestRolesInCode:
+    """`S3Config(role_arn=…)` assumes a role with whatever credentials there are."""
+
+    ROLE = S3Config(role_arn=READER, external_id="torchwick-tests")
+
+    def test_what_sts_is_asked(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        account.load(s3=self.ROLE)
+        (asked,) = account.gate.roles_asked_for
+        assert asked.signer == account.server.own.access_key
+        wanted = {"RoleArn": READER, "ExternalId": "torchwick-tests", "RoleSessionName": "torchwick"}
+        assert asked.form.items() >= {"Action": "AssumeRole", **wanted}.items()
+
+    def test_no_external_id_where_none_is_given(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        account.load(s3=S3Config(role_arn=READER))
+        assert "ExternalId" not in account.gate.roles_asked_for[0].form
+
+    def test_the_role_signs_every_request_to_s3(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        (signer,) = account.load(s3=self.ROLE)
+        assert account.gate.issued == {signer: "AssumeRole"}
+        assert all(call.headers["x-amz-security-token"] for call in account.gate.reads)
+
+    @pytest.mark.parametrize("source", PERMANENT)
+    def test_assumed_with_what_any_source_gives(self, account: Account, source: Source) -> None:
+        source(account, account.server.own)
+        account.load(s3=self.ROLE)
+        assert account.gate.roles_asked_for[0].signer == account.server.own.access_key
+
+    def test_assumed_by_the_instances_role(self, account: Account) -> None:
+        account.instance(lambda: account.server.own)
+        (signer,) = account.load(s3=self.ROLE)
+        assert account.gate.issued == {signer: "AssumeRole"}
+
+    def test_assumed_by_the_profile_in_code(self, account: Account) -> None:
+        account.stored("work", **_as_settings(account.server.successor))
+        in_the_credentials_file(account, account.server.own)
+        account.load(s3=replace(self.ROLE, profile="work"))
+        assert account.gate.roles_asked_for[0].signer == account.server.successor.access_key
+
+    def test_the_same_user_with_and_without_it(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        (role,) = account.load(s3=self.ROLE)
+        assert account.load() == [account.server.own.access_key]
+        assert account.load(s3=self.ROLE) == [role]
+
+    def test_renewed_before_it_ends(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        account.gate.lifetime = AT_ONCE
+        (first,) = account.load(s3=self.ROLE)
+        (second,) = account.load(OTHER_URI, s3=self.ROLE)
+        assert first != second
+        assert {call.signer for call in account.gate.roles_asked_for} == {account.server.own.access_key}
+
+    def test_left_alone_while_it_lasts(self, account: Account) -> None:
+        in_variables(account, account.server.own)
+        assert account.load(s3=self.ROLE) == account.load(OTHER_URI, s3=self.ROLE)
+        assert len(account.gate.roles_asked_for) == 1
+
+    @pytest.mark.parametrize("lifetime", [AT_ONCE, LONG])
+    def test_ended_in_the_middle(self, account: Account, lifetime: float) -> None:
+        in_variables(account, account.server.own)
+        account.gate.lifetime = lifetime
+        account.gate.refuse = Revocation(then=account.gate.tell_true_lifetimes)
+        used = account.load(s3=self.ROLE)
+        assert 1 < len(used) <= 1 + CONNECTIONS
+        assert set(used) <= set(account.gate.issued)
+
+    def test_its_source_replaced_meanwhile(self, account: Account) -> None:
+        in_the_credentials_file(account, account.server.own)
+        new = account.server.successor
+        account.gate.refuse = Revocation(then=lambda: in_the_credentials_file(account, new))
+        account.load(s3=self.ROLE)
+        assert account.gate.roles_asked_for[-1].signer == new.access_key
+
+    def test_one_that_sts_refuses(self, account: Account) -> None:
+        nobody = READER.replace("reader", "nobody")
+        in_variables(account, account.server.own)
+        with pytest.raises(CredentialsError, match=nobody) as caught:
+            torchwick.load(URI, s3=S3Config(role_arn=nobody))
+        assert caught.value.code == "AccessDenied"
+        assert account.gate.reads == []
+
+    def test_one_that_sts_refuses_without_a_word(self, account: Account) -> None:
+        """STS may say no more than the code: the role is named all the same."""
+        in_variables(account, account.server.own)
+        account.gate.refuse = lambda call: role_refusal("AccessDenied") if call.method == "POST" else None
+        with pytest.raises(CredentialsError, match="role/reader"):
+            torchwick.load(URI, s3=self.ROLE)
+
+    def test_a_source_with_a_wrong_secret(self, account: Account) -> None:
+        in_variables(account, replace(account.server.own, secret_key="wr0ng"))
+        with pytest.raises(CredentialsError) as caught:
+            torchwick.load(URI, s3=self.ROLE)
+        assert "wr0ng" not in str(caught.value)
+        assert account.gate.reads == []
+
+    def test_no_source_at_all(self, account: Account) -> None:
+        with pytest.raises(CredentialsError, match="no AWS credentials were found"):
+            torchwick.load(URI, s3=self.ROLE)
+        assert account.gate.calls == []
+
+    def test_sts_out_of_reach(self, account: Account, closed_port: int) -> None:
+        in_variables(account, account.server.own)
+        account.set(AWS_ENDPOINT_URL_STS=f"http://127.0.0.1:{closed_port}")
+        started = time.monotonic()
+        with pytest.raises(torchwick.TorchwickError, match=str(closed_port)):
+            torchwick.load(URI, s3=self.ROLE, transfer=TransferConfig(max_attempts=1))
+        assert time.monotonic() - started < SECONDS
+
+    def test_an_external_id_that_sts_would_not_take(self, account: Account) -> None:
+        """One letter is too short: the reason names the field, not the bucket."""
+        in_variables(account, account.server.own)
+        with pytest.raises(torchwick.TorchwickError, match="ExternalId"):
+            torchwick.load(URI, s3=S3Config(role_arn=READER, external_id="x"))
