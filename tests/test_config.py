@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import pickle
 from typing import Any
@@ -13,6 +14,8 @@ from torchwick import S3Config, TransferConfig
 CONFIGS = [
     S3Config(),
     S3Config(profile="work", region="eu-west-1", endpoint_url="http://host", anonymous=True),
+    S3Config(role_arn="arn:aws:iam::123456789012:role/reader", external_id="ours"),
+    S3Config(sse_customer_key=bytes(32)),
     S3Config(requester_pays=True, ca_bundle="ca.pem", addressing_style="path"),
     TransferConfig(),
     TransferConfig(part_size=1 << 20, connections=3, memory_limit="2GB", timeout=0.5, max_attempts=1),
@@ -94,6 +97,31 @@ def test_numbers_that_cannot_be(name: str, value: Any) -> None:
 def test_what_would_only_fail_in_the_middle_of_a_load(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         TransferConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"external_id": "ours"}, "role_arn"),
+        ({"role_arn": "arn:aws:iam::123456789012:role/reader", "external_id": "x"}, "external_id"),
+        ({"role_arn": "reader"}, "ARN of a role"),
+        ({"role_arn": "arn:aws:iam::123456789012:role/reader", "anonymous": True}, "anonymous"),
+        ({"addressing_style": "host"}, "addressing_style"),
+        ({"sse_customer_key": b"short"}, "32 bytes, not 5"),
+        ({"sse_customer_key": "not base64!"}, "base64"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        S3Config(**settings)
+
+
+def test_a_customers_key_is_bytes_and_is_not_shown() -> None:
+    key = bytes(range(32))
+    config = S3Config(sse_customer_key=base64.b64encode(key).decode())
+    assert config == S3Config(sse_customer_key=key)
+    assert "sse_customer_key" not in repr(config)
+    assert pickle.loads(pickle.dumps(config)).sse_customer_key == key
 
 
 def test_the_chosen_memory_limit_is_positive() -> None:

@@ -879,9 +879,3 @@ class TestRolesInCode:
         with pytest.raises(torchwick.TorchwickError, match=str(closed_port)):
             torchwick.load(URI, s3=self.ROLE, transfer=TransferConfig(max_attempts=1))
         assert time.monotonic() - started < SECONDS
-
-    def test_an_external_id_that_sts_would_not_take(self, account: Account) -> None:
-        """One letter is too short: the reason names the field, not the bucket."""
-        in_variables(account, account.server.own)
-        with pytest.raises(torchwick.TorchwickError, match="ExternalId"):
-            torchwick.load(URI, s3=S3Config(role_arn=READER, external_id="x"))

@@ -42,7 +42,8 @@ class S3Config:
         endpoint_url: an S3-compatible server, in place of ``AWS_ENDPOINT_URL(_S3)``.
         anonymous: send unsigned requests, for public buckets.
         role_arn: an IAM role to assume with the credentials that are found, through STS.
-        external_id: what the role's owner wants to hear when it is assumed.
+        external_id: what the role's owner wants to hear when it is assumed; 2 to 1224 characters (AWS STS
+            API reference, AssumeRole).
         requester_pays: accept that the requests are billed to the caller.
         sse_customer_key: the key the objects are encrypted with (SSE-C): 32 bytes, or their base64 text. It
             is sent with each request, in a header, and only over TLS or to this machine; it is not shown by
@@ -75,6 +76,10 @@ class S3Config:
     def __post_init__(self) -> None:
         if self.external_id is not None and self.role_arn is None:
             raise ValueError("S3Config.external_id is for assuming a role: give role_arn as well")
+        if self.external_id is not None and not 2 <= len(self.external_id) <= 1224:
+            raise ValueError("S3Config.external_id must have 2 to 1224 characters")
+        if self.role_arn is not None and not re.fullmatch(r"arn:[\w-]+:iam::\d+:role/.+", self.role_arn):
+            raise ValueError(f"S3Config.role_arn is not the ARN of a role: {self.role_arn!r}")
         if self.anonymous and self.role_arn is not None:
             raise ValueError("S3Config.anonymous sends unsigned requests: it assumes no role")
         if self.addressing_style not in ("auto", "path", "virtual"):

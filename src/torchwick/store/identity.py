@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import botocore.session
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import NoCredentialsError
 
 from torchwick.config import S3Config
 
@@ -42,7 +42,11 @@ def key_hint(access_key: str) -> str:
 
 
 def asked_as(session: botocore.session.Session, config: S3Config) -> str:
-    """Return as whom requests are signed.
+    """Return as whom requests are signed; credentials are found or renewed for that, if need be.
+
+    Raises:
+        BotoCoreError: there are none, or they cannot be had.
+        ClientError: a service that gives credentials refused.
 
     Example:
         >>> asked_as(botocore.session.Session(), S3Config(anonymous=True))
@@ -50,13 +54,10 @@ def asked_as(session: botocore.session.Session, config: S3Config) -> str:
     """
     if config.anonymous:
         return "nobody (unsigned)"
-    try:
-        credentials: Any = session.get_credentials()
-        key = None if credentials is None else credentials.get_frozen_credentials().access_key
-    except (BotoCoreError, ClientError):
-        return "someone whose credentials could not be renewed"
-    if key is None:
-        return "nobody: no credentials were found"
+    credentials: Any = session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError
+    key = credentials.get_frozen_credentials().access_key
     if config.role_arn is not None:
         return f"{config.role_arn}, access key {key_hint(key)}"
     return f"access key {key_hint(key)} from the {_place(session, credentials.method)}"

@@ -144,11 +144,11 @@ class Line:
         return error
 
     def _open(self, dialled: socket.socket, address: tuple[object, ...]) -> None:
-        self._raise_if_aborted()
+        self.raise_if_aborted()
         dialled.settimeout(self._timeout)
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         dialled.connect(address)
-        self._raise_if_aborted()
+        self.raise_if_aborted()
 
     def _secure(self, dialled: socket.socket, tls: ssl.SSLContext, host: str, port: int) -> None:
         if self._proxy is not None:
@@ -156,10 +156,11 @@ class Line:
         # Wrapping empties the socket: the wrapped one must be in abort()'s reach before its handshake.
         wrapped = tls.wrap_socket(dialled, server_hostname=host, do_handshake_on_connect=False)
         self._socket = wrapped
-        self._raise_if_aborted()
+        self.raise_if_aborted()
         wrapped.do_handshake()
 
-    def _raise_if_aborted(self) -> None:
+    def raise_if_aborted(self) -> None:
+        """Raise ConnectionAbortedError if `abort` was called."""
         if self.aborted:
             raise ConnectionAbortedError("the transfer was cancelled")
 

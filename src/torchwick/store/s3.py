@@ -32,20 +32,22 @@ from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo
 from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
+from torchwick.store.finder import CredentialFinder
 from torchwick.store.http import Headers, HTTPAnswer
-from torchwick.store.identity import asked_as, searched
+from torchwick.store.identity import searched
 from torchwick.store.line import Line, trusting
 from torchwick.store.lookaround import why_denied, why_missing
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import redacted_logs
 from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
-from torchwick.store.s3_errors import Refusal, about_objects
+from torchwick.store.s3_errors import Refusal, about_objects, read_refusal
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
 
 _GOOD = (200, 206)
+_REDIRECTS = (301, 302, 307)
 _SECRET_HEADERS = (
     "authorization",
     "x-amz-s3session-token",
@@ -83,6 +85,8 @@ class S3Store:
         self._config = config
         self._timeout = timeout
         self._takes_conditions = True
+        self._finder = CredentialFinder(config)
+        self._asked_as = "nobody yet"
         self._signed: dict[URI, _Signed] = {}
         self._current = _Current()
         self._lines = LinePool(timeout, lambda: self._tls)
@@ -110,7 +114,7 @@ class S3Store:
             StoreError: it would send a customer's key over a line that others can read.
         """
         with collector_paused():
-            client = make_client(self.session, self._config, self._timeout)
+            client = make_client(self.session, self._config)
         endpoint = str(client.meta.endpoint_url)
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
@@ -147,30 +151,16 @@ class S3Store:
         dropped, self._takes_conditions = self._takes_conditions, False
         return dropped
 
-    def get(
-        self, line: Line, uri: URI, conditions: dict[str, str], while_waiting: Callable[[], None] | None
-    ) -> HTTPAnswer:
-        """Send a GetObject request over `line`, and return the answer unread.
-
-        Args:
-            line: what to send it over.
-            uri: the object.
-            conditions: headers that S3 does not want signed: the range, the version.
-            while_waiting: called after the request has gone out.
+    def get(self, exchange: _Exchange) -> HTTPAnswer:
+        """Send a GetObject request, and return the answer unread.
 
         Raises:
             StoreError: S3 refused, or no request could be made.
         """
-        exchange = self._current.exchange = _Exchange(uri, line, conditions, while_waiting)
+        self._current.exchange = exchange
         known_client = self.__dict__.get("client")
-        signed = self._signed.get(uri)
-        if signed is not None and signed.fresh:
-            answer = exchange.send(signed.url, signed.headers)
-            if answer.status in _GOOD:
-                return answer
-            exchange.refusal = answer
         try:
-            return self._ask(exchange)
+            return self._repeat(exchange) or self._ask(exchange)
         except CredentialsError:
             if known_client is None:
                 raise
@@ -178,15 +168,37 @@ class S3Store:
         self._forget(known_client)
         return self._ask(exchange)
 
+    def _repeat(self, exchange: _Exchange) -> HTTPAnswer | None:
+        """Send a request signed already, if there is one; None if a new one has to be made.
+
+        Raises:
+            StoreError: S3 refused.
+        """
+        signed = self._signed.get(exchange.uri)
+        if signed is None or not signed.fresh:
+            return None
+        answer = exchange.send(signed.url, signed.headers)
+        if answer.status in _GOOD:
+            return answer
+        if answer.status in _REDIRECTS:
+            self._signed.pop(exchange.uri, None)
+            return None
+        try:
+            parsed = read_refusal(self.session, self.client, answer)
+        except ResponseParserError:
+            raise not_s3(exchange.uri) from None
+        raise self._explained(parsed, exchange)
+
     @redacted_logs()
     def _ask(self, exchange: _Exchange) -> HTTPAnswer:
-        """Have botocore make and sign a request, or read the refusal if there was one.
+        """Have botocore make and sign a request, and send it.
 
         Errors come without the frames of botocore, whose locals hold signatures, tokens and keys, and
         refusals without botocore's error, which may repeat what was sent.
         """
         uri = exchange.uri
         try:
+            self._asked_as = self._finder.find(self.session, exchange.line, exchange.since)
             self.client.get_object(**self._arguments(uri))
         except ClientError as error:
             raise self._explained(error, exchange) from None
@@ -215,15 +227,12 @@ class S3Store:
     def _explained(self, error: ClientError, exchange: _Exchange) -> StoreError:
         """Say what a refusal means, with what else the store tells of the reason."""
         uri = exchange.uri
-        refusal = Refusal(error, uri, self._asked_as(error), exchange.secrets)
+        # The refusal of a role says which, not as whom its credentials were to be.
+        asked_as = self._asked_as if about_objects(error) else self._config.role_arn or "the profile's role"
+        refusal = Refusal(error, uri, asked_as, exchange.secrets)
         if exchange.pinned:
             return refusal.explained(pinned=True)
         return refusal.explained(look_around=lambda: self._reason(refusal.meaning, uri))
-
-    def _asked_as(self, error: ClientError) -> str:
-        if about_objects(error):
-            return asked_as(self.session, self._config)
-        return self._config.role_arn or "the profile's role"  # to ask further would be refused again
 
     def _reason(self, meaning: str, uri: URI) -> str | None:
         if meaning == "NoSuchKey":
@@ -242,17 +251,15 @@ class S3Store:
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """Stand in for botocore's own sending."""
         exchange = self._current.exchange
-        answer, exchange.refusal = exchange.refusal, None  # botocore may send again, to another region
-        if answer is None:
-            headers = Headers(
-                {
-                    name: value.decode() if isinstance(value, bytes) else value
-                    for name, value in request.headers.items()
-                }
-            )
-            answer = exchange.send(request.url, headers)
-            if answer.status in _GOOD:
-                self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
+        headers = Headers(
+            {
+                name: value.decode() if isinstance(value, bytes) else value
+                for name, value in request.headers.items()
+            }
+        )
+        answer = exchange.send(request.url, headers)
+        if answer.status in _GOOD:
+            self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
 
     def _remember(self, uri: URI, signed: _Signed) -> None:
@@ -269,10 +276,11 @@ class _Exchange:
     uri: URI
     line: Line
     conditions: dict[str, str]
+    """Headers that S3 does not want signed: the range, the version."""
     while_waiting: Callable[[], None] | None
+    since: float
+    """When the load began that this is for."""
     answer: HTTPAnswer = field(init=False)
-    refusal: HTTPAnswer | None = None
-    """An answer that botocore has not read yet."""
     secrets: tuple[str, ...] = ()
     """What was sent and must not be repeated, should the answer repeat it."""
 
@@ -304,6 +312,7 @@ class S3Connection(PooledConnection):
     def __init__(self, store: S3Store, pool: LinePool) -> None:
         super().__init__(pool)
         self._store = store
+        self._since = time.monotonic()
 
     def get(
         self,
@@ -318,7 +327,7 @@ class S3Connection(PooledConnection):
         if pinned is None or pinned.ranged:
             conditions["Range"] = range_header(start, stop)
         try:
-            answer = self._store.get(self._line, uri, conditions, while_waiting)
+            answer = self._store.get(_Exchange(uri, self._line, conditions, while_waiting, self._since))
         except StoreError as error:
             if pinned is None and error.code in ("InvalidRange", "416"):  # of no bytes, none can be had
                 return EmptyBody(ObjectInfo(uri, 0))

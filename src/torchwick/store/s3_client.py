@@ -31,14 +31,16 @@ def make_session(config: S3Config, timeout: float) -> botocore.session.Session:
 
     Args:
         config: who asks.
-        timeout: seconds without an answer after which STS counts as out of reach.
+        timeout: seconds without an answer after which a service counts as out of reach.
     """
     session = botocore.session.Session(profile=config.profile)
     # Nobody reads the answers' dates, and parsing one is a tenth of a request's cost.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    # For the services that give credentials: a profile's role is assumed through clients of botocore's own.
+    session.set_default_client_config(Config(connect_timeout=timeout, read_timeout=timeout))
     if config.role_arn is not None:
         own = session.get_component("credential_provider")
-        resolver = CredentialResolver([_RoleProvider(session, own, config, timeout)])
+        resolver = CredentialResolver([_RoleProvider(session, own, config)])
         session.register_component("credential_provider", resolver)
     return session
 
@@ -53,7 +55,6 @@ class _RoleProvider(CredentialProvider):  # type: ignore[misc]  # botocore is no
         session: botocore.session.Session,
         own: CredentialResolver,
         config: S3Config,
-        timeout: float,
     ) -> None:
         super().__init__(session)
         self._own = own
@@ -65,7 +66,6 @@ class _RoleProvider(CredentialProvider):  # type: ignore[misc]  # botocore is no
             session.create_client,
             region_name=region_of(session, config) or _SOMEWHERE,
             verify=config.ca_bundle,
-            config=Config(connect_timeout=timeout, read_timeout=timeout),
         )
 
     def load(self) -> DeferredRefreshableCredentials:
@@ -81,13 +81,12 @@ class _RoleProvider(CredentialProvider):  # type: ignore[misc]  # botocore is no
         return DeferredRefreshableCredentials(fetcher.fetch_credentials, self.METHOD)
 
 
-def make_client(session: botocore.session.Session, config: S3Config, timeout: float) -> Any:
+def make_client(session: botocore.session.Session, config: S3Config) -> Any:
     """Return an S3 client that tries each request once.
 
     Args:
         session: who asks.
         config: which S3.
-        timeout: seconds without an answer after which its own requests fail.
     """
     chosen = None if config.addressing_style == "auto" else {"addressing_style": config.addressing_style}
     settings = Config(
@@ -98,8 +97,6 @@ def make_client(session: botocore.session.Session, config: S3Config, timeout: fl
         s3=chosen,
         user_agent="torchwick",
         signature_version=botocore.UNSIGNED if config.anonymous else None,
-        connect_timeout=timeout,
-        read_timeout=timeout,
     )
     return session.create_client(
         "s3",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import botocore.session
+from botocore.awsrequest import HeadersDict
 from botocore.exceptions import ClientError
 
 from torchwick.errors import (
@@ -20,9 +22,10 @@ from torchwick.errors import (
     ObjectNotFoundError,
     StoreError,
 )
+from torchwick.store.http import HTTPAnswer
 from torchwick.uri import URI
 
-__all__ = ["Refusal", "about_objects"]
+__all__ = ["Refusal", "about_objects", "read_refusal"]
 
 _BUSY = frozenset(
     {
@@ -143,6 +146,19 @@ _WHO_MATTERS = (AccessDeniedError, CredentialsError)
 _ABOUT_OBJECTS = ("GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "CreateSession")
 
 _FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
+
+
+def read_refusal(session: botocore.session.Session, client: Any, answer: HTTPAnswer) -> ClientError:
+    """Have botocore's parser read an answer to a GetObject request that it did not send.
+
+    Raises:
+        ResponseParserError: the answer is not in S3's form.
+    """
+    model = client.meta.service_model
+    parser = session.get_component("response_parser_factory").create_parser(model.metadata["protocol"])
+    response = {"status_code": answer.status, "headers": HeadersDict(answer.headers), "body": answer.read()}
+    shape = model.operation_model("GetObject").output_shape
+    return ClientError(parser.parse(response, shape), "GetObject")
 
 
 def about_objects(error: ClientError) -> bool:
