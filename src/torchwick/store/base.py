@@ -13,7 +13,16 @@ from typing import Protocol
 from torchwick.errors import ObjectChangedError, StoreError
 from torchwick.uri import URI
 
-__all__ = ["Body", "Connection", "EmptyBody", "ObjectInfo", "Store", "check_pinned", "lying_answer"]
+__all__ = [
+    "Body",
+    "Connection",
+    "EmptyBody",
+    "ObjectInfo",
+    "Store",
+    "StoredChecksum",
+    "check_pinned",
+    "lying_answer",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,21 @@ class ObjectInfo:
     version: str | None = None
     modified: str | None = None
     ranged: bool = True
+
+
+@dataclass(frozen=True)
+class StoredChecksum:
+    """What a store keeps to tell whether an object's bytes are still those that were stored.
+
+    Attributes:
+        algorithm: ``"crc64nvme"``, ``"crc32"`` or ``"crc32c"``.
+        parts: (stop, checksum) of each stretch of the object that has a checksum of its own, in order: each
+            goes from where the one before it stops up to its own `stop`. One stretch where the checksum is
+            of the whole object.
+    """
+
+    algorithm: str
+    parts: tuple[tuple[int, int], ...]
 
 
 class Body(Protocol):
@@ -92,6 +116,15 @@ class Connection(Protocol):
         Raises:
             StoreError: the store refused.
             OSError: the network failed; the connection starts afresh at the next call.
+        """
+        ...
+
+    def checksum(self, info: ObjectInfo) -> StoredChecksum | None:
+        """Return what the store keeps of this version's bytes, or None if it keeps nothing.
+
+        Raises:
+            StoreError: the store refused to tell.
+            OSError: the network failed.
         """
         ...
 

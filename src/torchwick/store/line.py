@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.http import Headers, HTTPAnswer
@@ -46,8 +46,10 @@ class Line:
         url: str,
         headers: Mapping[str, str],
         while_waiting: Callable[[], None] | None = None,
+        *,
+        method: str = "GET",
     ) -> HTTPAnswer:
-        """Send a GET request and await the head of its answer.
+        """Send a request and await the head of its answer.
 
         Raises:
             OSError: no connection, or it broke.
@@ -60,31 +62,31 @@ class Line:
         if not reused:
             self.reset()
         try:
-            return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+            return self._exchange(method, parts, target, headers, while_waiting)
         except (ConnectionResetError, BrokenPipeError):
             if not reused or self.aborted:
                 raise
         # The server had just then closed a connection that it had kept open: no failure of the request.
         self.reset()
-        return self._exchange(parts.scheme, parts.netloc, target, headers, while_waiting)
+        return self._exchange(method, parts, target, headers, while_waiting)
 
     def _exchange(
         self,
-        scheme: str,
-        authority: str,
+        method: str,
+        url: SplitResult,
         target: str,
         headers: Mapping[str, str],
         while_waiting: Callable[[], None] | None,
     ) -> HTTPAnswer:
-        connection = self._connect(scheme, authority)
-        if self._proxy is not None and scheme == "http":  # a proxy without a tunnel is told the whole URL
-            target, headers = f"http://{authority}{target}", Headers({**headers, **self._proxy.headers})
-        _send(connection, target, headers)
+        connection = self._connect(url.scheme, url.netloc)
+        if self._proxy is not None and url.scheme == "http":  # without a tunnel it is told the whole URL
+            target, headers = f"http://{url.netloc}{target}", Headers({**headers, **self._proxy.headers})
+        _send(connection, method, target, headers)
         if while_waiting is not None:
             while_waiting()
         answer = HTTPAnswer(connection.getresponse(), connection.sock)
         if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
-            raise refusal(self._proxy, answer.status, authority)
+            raise refusal(self._proxy, answer.status, url.netloc)
         self._answer = answer
         return answer
 
@@ -185,7 +187,9 @@ class Line:
                 return  # it was not connected any more
 
 
-def _send(connection: http.client.HTTPConnection, target: str, headers: Mapping[str, str]) -> None:
+def _send(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str]
+) -> None:
     """Send the request.
 
     A failure goes on without the frames it came through: their locals hold the headers, and with them the
@@ -195,7 +199,7 @@ def _send(connection: http.client.HTTPConnection, target: str, headers: Mapping[
         CredentialsError: a header cannot be sent as it is; only what the caller's environment gave can.
     """
     try:
-        connection.request("GET", target, headers=dict(headers))
+        connection.request(method, target, headers=dict(headers))
     except OSError as error:
         raise error.with_traceback(None) from None
     except ValueError:  # its message holds the header

@@ -66,6 +66,9 @@ class LocalConnection:
                 raise StoreError(f"the file cannot be opened: {error.strerror}", uri=uri) from error
         return self._file
 
+    def checksum(self, info: ObjectInfo) -> None:
+        """Return None: a file has no checksum beside it."""
+
     def release(self) -> None:
         """Close the file."""
         self.reset()

@@ -29,7 +29,7 @@ from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError
-from torchwick.store.base import Body, EmptyBody, ObjectInfo
+from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum
 from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
 from torchwick.store.finder import CredentialFinder
@@ -40,6 +40,7 @@ from torchwick.store.lookaround import why_denied, why_missing
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import redacted_logs
+from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
 from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
 from torchwick.store.s3_errors import Refusal, about_objects, read_refusal
 from torchwick.uri import URI
@@ -119,7 +120,8 @@ class S3Store:
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
             raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
-        client.meta.events.register("before-send.s3.GetObject", self._send)
+        for operation in (_GET, _HEAD, _PARTS):
+            client.meta.events.register(f"before-send.s3.{operation.name}", self._send)
         return client
 
     def _forget(self, client: Any) -> None:
@@ -151,8 +153,8 @@ class S3Store:
         dropped, self._takes_conditions = self._takes_conditions, False
         return dropped
 
-    def get(self, exchange: _Exchange) -> HTTPAnswer:
-        """Send a GetObject request, and return the answer unread.
+    def send(self, exchange: _Exchange) -> HTTPAnswer:
+        """Send a request, and return the answer unread.
 
         Raises:
             StoreError: S3 refused, or no request could be made.
@@ -175,7 +177,7 @@ class S3Store:
             StoreError: S3 refused.
         """
         signed = self._signed.get(exchange.uri)
-        if signed is None or not signed.fresh:
+        if exchange.operation is not _GET or signed is None or not signed.fresh:
             return None
         answer = exchange.send(signed.url, signed.headers)
         if answer.status in _GOOD:
@@ -199,7 +201,8 @@ class S3Store:
         uri = exchange.uri
         try:
             self._asked_as = self._finder.find(self.session, exchange.line, exchange.since)
-            self.client.get_object(**self._arguments(uri))
+            call = getattr(self.client, exchange.operation.call)
+            exchange.told = call(**self._arguments(uri), **exchange.operation.arguments, **exchange.arguments)
         except ClientError as error:
             raise self._explained(error, exchange) from None
         except BotoCoreError as error:
@@ -258,7 +261,7 @@ class S3Store:
             }
         )
         answer = exchange.send(request.url, headers)
-        if answer.status in _GOOD:
+        if exchange.operation is _GET and answer.status in _GOOD:
             self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
 
@@ -269,17 +272,46 @@ class S3Store:
         self._signed[uri] = signed
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """One of S3's operations that travel over a line.
+
+    Attributes:
+        name: S3's name for it.
+        call: botocore's.
+        method: HTTP's.
+        arguments: what it is always told.
+    """
+
+    name: str
+    call: str
+    method: str = "GET"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+_GET = _Operation("GetObject", "get_object")
+_HEAD = _Operation("HeadObject", "head_object", "HEAD", {"ChecksumMode": "ENABLED"})
+_PARTS = _Operation(
+    "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ObjectParts"]}
+)
+
+
 @dataclass(repr=False)
 class _Exchange:
     """A request under way and its answer, known to this thread on both sides of botocore."""
 
+    operation: _Operation
     uri: URI
     line: Line
-    conditions: dict[str, str]
-    """Headers that S3 does not want signed: the range, the version."""
-    while_waiting: Callable[[], None] | None
     since: float
     """When the load began that this is for."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Headers that S3 does not want signed: the range, the version."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What the operation is told besides the object."""
+    while_waiting: Callable[[], None] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    """What botocore made of the answer, if it read it."""
     answer: HTTPAnswer = field(init=False)
     secrets: tuple[str, ...] = ()
     """What was sent and must not be repeated, should the answer repeat it."""
@@ -292,7 +324,7 @@ class _Exchange:
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
         self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
         headers = Headers(signed_headers | self.conditions)
-        self.answer = self.line.request(url, headers, self.while_waiting)
+        self.answer = self.line.request(url, headers, self.while_waiting, method=self.operation.method)
         return self.answer
 
 
@@ -327,7 +359,7 @@ class S3Connection(PooledConnection):
         if pinned is None or pinned.ranged:
             conditions["Range"] = range_header(start, stop)
         try:
-            answer = self._store.get(_Exchange(uri, self._line, conditions, while_waiting, self._since))
+            answer = self._store.send(self._exchange(_GET, uri, conditions, while_waiting=while_waiting))
         except StoreError as error:
             if pinned is None and error.code in ("InvalidRange", "416"):  # of no bytes, none can be had
                 return EmptyBody(ObjectInfo(uri, 0))
@@ -335,3 +367,36 @@ class S3Connection(PooledConnection):
                 return self.get(uri, start, stop, pinned)
             raise error.about(uri) from error.__cause__
         return ranged_body(uri, answer, start, stop, pinned)
+
+    def checksum(self, info: ObjectInfo) -> StoredChecksum | None:
+        """Return S3's checksum of the whole, else those of the parts; see `torchwick.store.base`."""
+        conditions = self._store.pinning_headers(info)
+        try:
+            answer = self._store.send(self._exchange(_HEAD, info.uri, conditions))
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            if is_composite(headers):
+                return checksum_of_parts(self._parts(info.uri), info.size or 0)
+        except StoreError as error:
+            raise error.about(info.uri) from error.__cause__
+        return checksum_of_whole(headers, info.size or 0)
+
+    def _parts(self, uri: URI) -> list[dict[str, Any]]:
+        """Return the parts that an object was uploaded in."""
+        parts: list[dict[str, Any]] = []
+        more: dict[str, Any] = {"IsTruncated": True, "NextPartNumberMarker": 0}
+        while more.get("IsTruncated"):
+            exchange = self._exchange(_PARTS, uri, {}, PartNumberMarker=more["NextPartNumberMarker"])
+            self._store.send(exchange)
+            more = exchange.told.get("ObjectParts", {})
+            parts += more.get("Parts", [])
+        return parts
+
+    def _exchange(
+        self,
+        operation: _Operation,
+        uri: URI,
+        conditions: dict[str, str],
+        while_waiting: Callable[[], None] | None = None,
+        **arguments: Any,
+    ) -> _Exchange:
+        return _Exchange(operation, uri, self._line, self._since, conditions, arguments, while_waiting)

@@ -143,7 +143,14 @@ _SAME = {
     "IllegalLocationConstraintException": "PermanentRedirect",
 }
 _WHO_MATTERS = (AccessDeniedError, CredentialsError)
-_ABOUT_OBJECTS = ("GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "CreateSession")
+_ABOUT_OBJECTS = (
+    "GetObject",
+    "GetObjectAttributes",
+    "HeadObject",
+    "HeadBucket",
+    "ListObjectsV2",
+    "CreateSession",
+)
 
 _FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
 

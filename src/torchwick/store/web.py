@@ -85,6 +85,9 @@ class WebConnection(PooledConnection):
         body.info = replace(body.info, ranged=False)  # nothing to pin parts by: one stream
         return body
 
+    def checksum(self, info: ObjectInfo) -> None:
+        """Return None: no header for the checksum of a file is common to web servers."""
+
     def _follow(
         self, uri: URI, headers: dict[str, str], while_waiting: Callable[[], None] | None
     ) -> HTTPAnswer:
