@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ _MOST = 64
 _WORTH_IT = 0.5  # of the speed-up that perfect scaling would bring
 _AS_FAST = 0.9  # of the rate before: the difference is noise
 _BUSY = 0.55  # of the cores: the rest is the share of the kernel and, on one machine, of the server
+_PAUSE = 1.0  # seconds from one answer to throttling to the next, and before each step back
 
 
 def cores() -> int:
@@ -26,10 +28,14 @@ class Reading:
     Attributes:
         rate: bytes per second, all connections together.
         busy: the share of this process's cores that it kept busy, 0 to 1.
+        at: when, in seconds from any moment on.
+        throttled: whether the store said since the last look that it is busy.
     """
 
     rate: float
     busy: float
+    at: float = 0.0
+    throttled: bool = False
 
 
 @dataclass
@@ -40,6 +46,10 @@ class Pace:
     long as it does. Where the processor is the limit, more of them only wait for it and for each other: they
     are cut down to what keeps it busy, and brought back if that made the load slower. Where the network or
     the server is the limit, the number stays.
+
+    A store that throttles is obeyed first: the number is halved, and comes back one by one while the store
+    is content, as far as it was (additive increase, multiplicative decrease, as TCP does). All answers to one
+    burst come together, so that it is halved once for them.
 
     Attributes:
         connections: how many there are to be.
@@ -53,6 +63,11 @@ class Pace:
     _warm: bool = field(default=False, init=False)
     _before: tuple[int, float] | None = field(default=None, init=False)
     """The number before the last change, and the rate it had."""
+    _wanted: int = field(default=0, init=False)
+    """The number to come back to after throttling; 0 where there was none."""
+    _halved: float = field(default=-math.inf, init=False)
+    _content: float = field(default=0.0, init=False)
+    """Since when the store has been content with the present number."""
 
     @classmethod
     def of(cls, wanted: int | Literal["auto"], *, secure: bool) -> Pace:
@@ -81,8 +96,15 @@ class Pace:
             >>> pace = Pace(connections=8, fewest=4)
             >>> [pace.adapt(Reading(rate, busy=0.9)) for rate in (10.0, 100.0, 99.0)]
             [8, 4, 4]
+            >>> pace = Pace.of(8, secure=False)
+            >>> [pace.adapt(Reading(1.0, 0.1, at, throttled=at < 1.5)) for at in (0, 0.5, 1, 1.5, 2, 3, 4)]
+            [4, 4, 2, 2, 3, 4, 5]
         """
-        if self.settled or not self._warm or not now.rate:
+        if now.throttled:
+            self._yield(now.at)
+        elif self._wanted:
+            self._come_back(now.at)
+        elif self.settled or not self._warm or not now.rate:
             # The first reading is of connections still opening, one of a stall says nothing of their number.
             self._warm = self._warm or now.rate > 0
         elif self._before is None:
@@ -94,6 +116,19 @@ class Pace:
         else:
             self._settle(self.connections)
         return self.connections
+
+    def _yield(self, at: float) -> None:
+        self._content = at
+        if at - self._halved >= _PAUSE:
+            self._wanted = max(self._wanted, self.connections)
+            self.connections, self._halved = max(1, self.connections // 2), at
+
+    def _come_back(self, at: float) -> None:
+        if at - self._content >= _PAUSE:
+            self.connections, self._content = self.connections + 1, at
+        if self.connections >= self._wanted:
+            self._wanted = 0
+            self._settle(self.connections)
 
     def _change(self, now: Reading, connections: int) -> None:
         self._before = (self.connections, now.rate)
