@@ -70,14 +70,13 @@ class Retry:
         seconds = self._seconds(error)
         # As text: a record that kept the error would keep its frames, and their views of the caller's memory.
         _log.info("%s: %s; attempt %d in %.1f s", self._uri, _describe(error), self.failures + 1, seconds)
-        if seconds > self._budget.patience or not self._wait(seconds, wait):
+        if _asked(error) > self._budget.patience or not self._wait(seconds, wait):
             raise self._final(error, start, stop, _out_of_patience(error)) from error
 
     def _seconds(self, error: Exception) -> float:
-        asked = error.retry_after if isinstance(error, BusyError) else None
         longest = min(_FIRST_WAIT * 2**self.failures, _LONGEST_WAIT)
         # Jitter, so that many readers that failed together do not come back together.
-        return max(asked or 0.0, random.uniform(longest / 2, longest))  # noqa: S311
+        return max(_asked(error), random.uniform(longest / 2, longest))  # noqa: S311
 
     def _wait(self, seconds: float, wait: Callable[[float], bool]) -> bool:
         """Wait, and tell whether the load may go on; bytes that others read meanwhile prolong it."""
@@ -103,6 +102,11 @@ class Retry:
         )
 
 
+def _asked(error: Exception) -> float:
+    """Return the seconds that the store asked to be left alone for."""
+    return (error.retry_after or 0.0) if isinstance(error, BusyError) else 0.0
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no byte came for as long as TransferConfig.timeout allows"
@@ -116,11 +120,11 @@ _TOO_MANY = (
 
 
 def _out_of_patience(error: Exception) -> str:
-    if isinstance(error, BusyError) and error.retry_after is not None:
-        asked = f"The store asked to be left alone for {error.retry_after:g} s"
-    else:
-        asked = "No byte of the load came for a long time"
-    return f"{asked}: try later, or raise TransferConfig.patience."
+    asked = _asked(error)
+    why = (
+        f"The store asked to be left alone for {asked:g} s" if asked else "No byte of the load came for long"
+    )
+    return f"{why}: try later, or raise TransferConfig.patience."
 
 
 def _hint(error: Exception) -> str:
