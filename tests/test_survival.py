@@ -336,20 +336,28 @@ class TestThrottling:
 
     def test_a_store_that_takes_two_at_once(self, web: Served) -> None:
         web.server.most_at_once = 2
-        web.server.on(Trickle(MIB // 8, 0.02))
+        web.server.on(Trickle(MIB // 4, 0.02))
         seen: list[int] = []
-        config = TransferConfig(part_size=MIB // 4, connections=16)
+        config = TransferConfig(part_size=MIB // 2, connections=8)
         web.read(config, lambda there, connections: seen.append(connections))
         assert bytes(web.memory) == CONTENT
         assert min(seen) <= 4
 
     def test_it_is_halved_once_for_one_burst(self) -> None:
         decided = pace.Pace.of(64, secure=False)
-        counts = [decided.adapt(pace.Reading(1.0, 0.1, at, throttled=True)) for at in (0, 0.5, 1.2, 1.3)]
+        counts = [decided.adapt(_reading(at, throttled=40)) for at in (0, 0.5, 1.2, 1.3)]
         assert counts == [32, 32, 16, 16]
 
     def test_it_never_ends_below_one_and_comes_back_to_what_was_wanted(self) -> None:
         decided = pace.Pace.of(3, secure=False)
-        counts = [decided.adapt(pace.Reading(1.0, 0.1, at, throttled=at < 8)) for at in range(16)]
+        counts = [decided.adapt(_reading(at, throttled=40 if at < 8 else 0)) for at in range(16)]
         assert min(counts) == 1
         assert counts[8:] == [2, 3, 3, 3, 3, 3, 3, 3]
+
+    def test_a_store_that_refuses_now_and_then_is_not_too_busy(self) -> None:
+        decided = pace.Pace.of(16, secure=False)
+        assert {decided.adapt(_reading(at, throttled=2)) for at in range(16)} == {16}
+
+
+def _reading(at: float, throttled: int) -> pace.Reading:
+    return pace.Reading(rate=1.0, busy=0.1, at=at, requests=40, throttled=throttled)

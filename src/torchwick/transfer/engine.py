@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from torchwick.config import TransferConfig
@@ -20,6 +20,7 @@ from torchwick.transfer.job import Job
 from torchwick.transfer.pace import Pace, Reading, cores
 from torchwick.transfer.plan import Part
 from torchwick.transfer.race import Racer, Starter
+from torchwick.transfer.reader import Reader
 from torchwick.transfer.tally import Tally
 from torchwick.transfer.worker import Worker
 
@@ -54,7 +55,7 @@ class Transfer:
         self._budget = budget or Budget(config)
         self._waiting: collections.deque[Job] = collections.deque()
         self._surplus: collections.deque[bool] = collections.deque()
-        self._readers: list[Worker | Racer] = []
+        self._readers: list[Reader] = []
         self._most = 0
 
     def run(self) -> Tally:
@@ -84,13 +85,12 @@ class Transfer:
         while running:
             self._most = max(self._most, len(running))
             running = _after_a_tick(running)
-            there = sum(reader.there for reader in self._readers)
-            wanted = pace.adapt(meter.read(there, sum(reader.throttled for reader in self._readers)))
+            wanted = pace.adapt(meter.read(self._readers))
             self._call_back(len(running) - wanted)
             running |= self._start(pool, wanted - len(running), starter)
             running |= self._race(pool, wanted - len(running), starter)
             if running and self._on_progress is not None:
-                self._on_progress(there, len(running))
+                self._on_progress(sum(reader.there for reader in self._readers), len(running))
 
     def _start(self, pool: ThreadPoolExecutor, count: int, starter: Starter) -> set[Future[None]]:
         """Start so many more workers, as far as there are parts for them."""
@@ -115,13 +115,15 @@ class Transfer:
         """Have a connection that has nothing else to do race for the part that is latest."""
         if self._waiting or free <= 0:
             return set()
-        job = starter.choose(reader.job for reader in self._readers if reader.job is not None)
+        job = starter.choose(
+            reader.job for reader in self._readers if isinstance(reader, Worker) and reader.job
+        )
         if job is None:
             return set()
         racer = Racer(self._store, job, self._config, self._budget)
         return {self._submit(pool, racer)} if job.enter(racer) else set()
 
-    def _submit(self, pool: ThreadPoolExecutor, reader: Worker | Racer) -> Future[None]:
+    def _submit(self, pool: ThreadPoolExecutor, reader: Reader) -> Future[None]:
         self._readers.append(reader)
         return pool.submit(reader.run)
 
@@ -139,16 +141,24 @@ class _Meter:
 
     def __init__(self) -> None:
         self._began = self._wall = time.monotonic()
-        self._there, self._throttled, self._processor = 0, 0, time.process_time()
+        self._processor = time.process_time()
+        self._there = self._requests = self._throttled = 0
 
-    def read(self, there: int, throttled: int) -> Reading:
+    def read(self, readers: Iterable[Reader]) -> Reading:
         wall, processor = time.monotonic(), time.process_time()
+        there = requests = throttled = 0
+        for reader in readers:
+            there += reader.there
+            requests += reader.tally.requests
+            throttled += reader.throttled
         seconds = max(wall - self._wall, 1e-6)  # the clock may stand still between two looks
         reading = Reading(
             rate=(there - self._there) / seconds,
             busy=(processor - self._processor) / seconds / cores(),
             at=wall - self._began,
-            throttled=throttled > self._throttled,
+            requests=requests - self._requests,
+            throttled=throttled - self._throttled,
         )
-        self._there, self._throttled, self._wall, self._processor = there, throttled, wall, processor
+        self._wall, self._processor = wall, processor
+        self._there, self._requests, self._throttled = there, requests, throttled
         return reading

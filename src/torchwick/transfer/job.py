@@ -70,6 +70,7 @@ class Job:
         retry: the failures so far; they stay with the part, whoever reads it next.
         since: when its present owner began, or a race for it was lost.
         throttled: whether the store's last answer to it was that it is busy.
+        raced: whether a racer came first.
     """
 
     def __init__(self, part: Part, config: TransferConfig, budget: Budget) -> None:
@@ -78,6 +79,7 @@ class Job:
         self.retry = Retry(part.object.uri, part.start, config.max_attempts, budget)
         self.since = 0.0
         self.throttled = False
+        self.raced = False
         self._lock = threading.Lock()
         self._owner: Reader | None = None
         self._racer: Reader | None = None
@@ -86,12 +88,7 @@ class Job:
     @property
     def unread(self) -> bool:
         """Whether bytes are missing that no racer has brought."""
-        return bool(self.cursor.ahead) and self._offer is None
-
-    @property
-    def raced(self) -> bool:
-        """Whether a racer came first."""
-        return self._offer is not None
+        return bool(self.cursor.ahead) and not self.raced
 
     @property
     def uncontested(self) -> bool:
@@ -124,11 +121,11 @@ class Job:
         """
         with self._lock:
             self._owner = None
-            if self._racer is not None and self._offer is None:
+            if self._racer is not None and not self.raced:
                 self._racer.stop()
         before = self.cursor.position
         if self._offer is not None:
-            start, data = self._offer
+            (start, data), self._offer = self._offer, None
             self.cursor.copy(data[before - start :])
         return self.cursor.position - before
 
@@ -144,7 +141,7 @@ class Job:
         """End as the racer that has everything from `start` on; in vain if the owner was first."""
         with self._lock:
             if self._owner is not None:
-                self._offer = start, data
+                self._offer, self.raced = (start, data), True
                 self._owner.stop()
 
     def give_up(self) -> None:

@@ -98,8 +98,6 @@ class Racer(Reader):
         budget: told of the bytes that arrive. A failed race costs no retry: the owner goes on.
     """
 
-    job = None
-
     def __init__(self, store: Store, job: Job, config: TransferConfig, budget: Budget) -> None:
         super().__init__(store)
         self._job = job

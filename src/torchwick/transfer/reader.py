@@ -33,6 +33,10 @@ class Reader:
         self._held = threading.Lock()
         self._connection: Connection | None = None
 
+    def run(self) -> None:
+        """Read until there is nothing left to do; called on the reader's own thread."""
+        raise NotImplementedError
+
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
         connection = self._connection = self._store.connect()
