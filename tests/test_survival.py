@@ -6,7 +6,7 @@ import dataclasses
 import io
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -267,6 +267,15 @@ class TestRacing:
         assert seen[-1] <= SIZE
 
     @pytest.mark.usefixtures("prompt")
+    def test_what_a_racer_brought_is_progress(self, served: Served) -> None:
+        seen: list[int] = []
+        served.server.on(Stall(1000), where=_part(0), nth=1)
+        served.server.on(Trickle(MIB // 10, 0.1), where=_part(3 * MIB))  # one race at a time can be afforded
+        served.read(self.LONG, lambda there, connections: seen.append(there))
+        assert bytes(served.memory) == CONTENT
+        assert seen[-1] > SIZE - MIB
+
+    @pytest.mark.usefixtures("prompt")
     def test_the_next_transfer_goes_on_without_the_line_that_was_stopped(self, served: Served) -> None:
         served.server.on(Stall(1000), where=_part(3 * MIB), nth=1)
         for _ in range(2):
@@ -320,19 +329,17 @@ class TestRacing:
 
 class TestThrottling:
     @pytest.mark.parametrize("connections", [8, "auto"])
-    def test_half_the_connections_and_back(
-        self, web: Served, monkeypatch: pytest.MonkeyPatch, connections: int
+    def test_half_of_the_connections_are_given_up_at_once(
+        self, web: Served, connections: int | Literal["auto"]
     ) -> None:
-        monkeypatch.setattr(pace, "_PAUSE", 0.4)
         web.server.on(Trickle(MIB // 8, 0.1))
         web.server.on(SlowDown(), nth=range(1, 9))
-        seen: list[int] = []
-        config = TransferConfig(part_size=MIB // 8, connections=connections)
-        tally = web.read(config, lambda there, connections: seen.append(connections))
+        at_once: list[int] = []
+        web.server.on(lambda: at_once.append(web.server.under_way), nth=range(9, 17))
+        tally = web.read(TransferConfig(part_size=MIB // 4, connections=connections))
         assert bytes(web.memory) == CONTENT
-        assert tally.retries == 8
-        assert 4 in seen
-        assert max(seen[seen.index(4) :]) > 4
+        assert (tally.retries, tally.requests) == (8, 17 + 8)
+        assert max(at_once) < 7  # 4, and those that woke before the calling thread looked
 
     def test_a_store_that_takes_two_at_once(self, web: Served) -> None:
         web.server.most_at_once = 2

@@ -100,7 +100,7 @@ class Worker(Reader):
         if not job.part.object.ranged:  # such a server cannot go on where it stopped
             self.there -= job.restart()
         job.retry.failed(error, job.cursor.position, job.part.stop, self._stopped.wait)
-        self.tally.retries += 1
+        self.tally.retries += not job.raced  # else there is nothing to ask for again
 
     def _read_on(self, connection: Connection, job: Job) -> None:
         """Ask for what is left of the part, and read it."""
