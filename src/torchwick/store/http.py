@@ -39,11 +39,15 @@ class HTTPAnswer:
     Args:
         response: the head, parsed.
         socket_: what the body arrives on; None where only `http.client` can tell its end.
+        timeout: seconds after which a read returns.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, socket_: socket.socket | None) -> None:
+    def __init__(
+        self, response: http.client.HTTPResponse, socket_: socket.socket | None, timeout: float
+    ) -> None:
         self._response = response
         self._socket = socket_
+        self._timeout = timeout
         self._receive: Callable[[memoryview], int] | None = None
         self._left = response.length
         self.status = response.status
@@ -73,13 +77,17 @@ class HTTPAnswer:
         return count
 
     def _read_framed(self, buffer: memoryview) -> int:
-        """Read a body whose end only `http.client` can tell, by at most one read of the socket.
+        """Read a body whose end only `http.client` can tell, for no longer than one timeout.
 
-        `HTTPResponse.readinto` would read again and again until the buffer is full.
+        `HTTPResponse.readinto` would go on until the buffer is full; `read1` reads the socket at most once.
         """
-        data = self._response.read1(min(len(buffer), _FRAMED))
-        buffer[: len(data)] = data
-        return len(data)
+        filled, size, end = 0, len(buffer), time.monotonic() + self._timeout
+        while filled < size and (data := self._response.read1(min(size - filled, _FRAMED))):
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+            if time.monotonic() > end:
+                break
+        return filled
 
     def _read_buffered(self, buffer: memoryview) -> int:
         """Read what arrived together with the head, or more.
@@ -229,7 +237,7 @@ class Line:
         connection.request("GET", target, headers=dict(headers))
         if while_waiting is not None:
             while_waiting()
-        self._answer = HTTPAnswer(connection.getresponse(), connection.sock)
+        self._answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
         return self._answer
 
     def _connect(self, scheme: str, authority: str) -> http.client.HTTPConnection:
