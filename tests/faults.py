@@ -126,6 +126,17 @@ class S3Error:
 
 
 @dataclass(frozen=True)
+class SlowDown:
+    """Throttle as S3 does, and ask to be left alone for so many seconds if that is not None."""
+
+    retry_after: int | None = None
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        S3Error(503, "SlowDown", "Please reduce your request rate.", headers).apply(request, reply)
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answer with this status, headers and body, such as a proxy's page."""
 
@@ -218,6 +229,26 @@ class SetHeaders:
                 reply.headers.pop(name, None)
             else:
                 reply.headers[name] = value
+
+
+@dataclass(frozen=True)
+class WrongETag:
+    """Speak of another version than the one whose bytes are sent."""
+
+    etag: str = '"another"'
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        reply.headers["ETag"] = self.etag
+
+
+@dataclass(frozen=True)
+class ErrorInSuccess:
+    """Answer 200, and an error as S3 words it in place of the bytes, as some gateways do."""
+
+    code: str = "InternalError"
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        S3Error(200, self.code).apply(request, reply)
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,15 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
-from faults import Fault, Length, Reply, Request, S3Error
+from faults import Fault, Length, Reply, Request, S3Error, SlowDown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +90,10 @@ class FaultyServer:
     Attributes:
         requests: every request, in the order of arrival.
         connections: how many connections were opened.
+        under_way: requests that are being answered now.
+        most_at_once: requests under way beyond which more are answered with SlowDown; None for no limit.
+        reset_handshakes: connections, counted from 0, that are reset at the client's first byte: over TLS in
+            the handshake.
         ca_file: the certificate authority to trust; None over plain HTTP.
     """
 
@@ -101,6 +106,9 @@ class FaultyServer:
     ) -> None:
         self.requests: list[Request] = []
         self.connections = 0
+        self.most_at_once: int | None = None
+        self.reset_handshakes = range(0)
+        self.under_way = 0
         self.ca_file = ca_file
         self._objects: dict[str, StoredObject] = {}
         self._rules: list[Rule] = []
@@ -181,7 +189,19 @@ class FaultyServer:
         }
         return variables if self.ca_file is None else {**variables, "AWS_CA_BUNDLE": str(self.ca_file)}
 
-    def answer(self, request: Request) -> Reply:
+    @contextmanager
+    def admitted(self) -> Iterator[bool]:
+        """Count a request as under way, and tell whether it is one of those that are answered."""
+        with self._lock:
+            self.under_way += 1
+            admitted = self.most_at_once is None or self.under_way <= self.most_at_once
+        try:
+            yield admitted
+        finally:
+            with self._lock:
+                self.under_way -= 1
+
+    def answer(self, request: Request, *, admitted: bool = True) -> Reply:
         """Record the request and make the reply to it, faults applied."""
         with self._lock:
             self.requests.append(request)
@@ -194,6 +214,8 @@ class FaultyServer:
         for fault in faults:
             if not callable(fault):
                 fault.apply(request, reply)
+        if not admitted:
+            SlowDown().apply(request, reply)
         return reply
 
 
@@ -317,6 +339,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._server = cast("_HTTPServer", self.server)
         self._number = self._server.number_of(self.connection)
 
+    def handle(self) -> None:
+        if self._number not in self._server.owner.reset_handshakes:
+            super().handle()
+        else:
+            socket.socket.recv(self.connection, 1)  # of the bytes as they come, encrypted or not
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
     def do_GET(self) -> None:
         self._serve()
 
@@ -333,16 +362,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self._server.owner.answer(
-            Request(
-                method=self.command,
-                path=unquote(url.path.lstrip("/")),
-                query=url.query,
-                headers=headers,
-                range=_parse_range(headers.get("range")),
-                connection=self._number,
-            )
+        request = Request(
+            method=self.command,
+            path=unquote(url.path.lstrip("/")),
+            query=url.query,
+            headers=headers,
+            range=_parse_range(headers.get("range")),
+            connection=self._number,
         )
+        with self._server.owner.admitted() as admitted:
+            self._send(self._server.owner.answer(request, admitted=admitted))
+
+    def _send(self, reply: Reply) -> None:
         if reply.stall_after == -1:
             self._stall()
             return

@@ -85,6 +85,14 @@ def test_ctrl_c_in_a_stream_without_ranges(faulty_s3: FaultyServer) -> None:
     _assert_interruptible(faulty_s3, _always, "web", nth=2)
 
 
+def test_ctrl_c_in_a_race(faulty_s3: FaultyServer) -> None:
+    def is_late(request: Request) -> bool:
+        return request.range is not None and request.range[0] >> 20 == 4
+
+    faulty_s3.on(Stall(1000), where=is_late)
+    _assert_interruptible(faulty_s3, is_late, "s3://models/new.pt", nth=2)
+
+
 def _assert_interruptible(
     server: FaultyServer, where: Callable[[Request], bool], address: str, nth: int = 1
 ) -> None:

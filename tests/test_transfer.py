@@ -25,66 +25,22 @@ from faults import (
     Truncate,
     WrongTotal,
 )
-from torchwick import ObjectChangedError, S3Config, StoreError, TransferConfig, TransferError
-from torchwick.store import ObjectInfo, Store, open_store
-from torchwick.transfer import Fill, Tally, Transfer, plan
-from torchwick.uri import parse
+from served import CONTENT, MIB, PATH, SIZE, Served, serve
+from torchwick import ObjectChangedError, StoreError, TransferConfig, TransferError
+from torchwick.transfer import Tally, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from faulty import FaultyServer
 
-MIB = 1 << 20
-SIZE = 4 * MIB + 123
-CONTENT = random_bytes(SIZE)
 OTHER = random_bytes(SIZE, seed=1)
-PATH = "bucket/model.pt"
 ONE_PART = TransferConfig(part_size=2 * SIZE, connections=1, timeout=5)
 PARTS = TransferConfig(part_size=MIB, connections=2, timeout=5)
 PROMPT = 2.0  # seconds; every timeout here is far longer
 
 
-@dataclasses.dataclass
-class Served:
-    """An object on the fault server, of which one byte has been read already."""
-
-    server: FaultyServer
-    store: Store
-    info: ObjectInfo
-
-    def __post_init__(self) -> None:
-        self.memory = bytearray(SIZE)
-        self._asked_before = len(self.server.requests)
-
-    def read(self, config: TransferConfig, on_progress: Callable[[int, int], object] | None = None) -> Tally:
-        """Read the object into `memory`."""
-        parts = plan(self.info, [Fill(0, memoryview(self.memory))], config.part_size)
-        return Transfer(self.store, parts, config, on_progress).run()
-
-    def patient(self, timeout: float) -> Served:
-        """The same object, read with another timeout."""
-        return dataclasses.replace(self, store=open_store(self.info.uri, S3Config(), timeout))
-
-    @property
-    def asked(self) -> list[tuple[int, int | None] | None]:
-        """The ranges that transfers asked for."""
-        return [request.range for request in self.server.requests[self._asked_before :]]
-
-
 @pytest.fixture(params=["web", "s3"])
 def served(request: pytest.FixtureRequest, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Served:
-    url = faulty.put(PATH, CONTENT)
-    for name, value in faulty.environment().items():
-        monkeypatch.setenv(name, value)
-    uri = parse(url if request.param == "web" else f"s3://{PATH}")
-    store = open_store(uri, S3Config(), ONE_PART.timeout)
-    connection = store.connect()
-    body = connection.get(uri, 0, 1)
-    body.readinto(memoryview(bytearray(1)))
-    body.close()
-    connection.release()
-    return Served(faulty, store, body.info)
+    return serve(faulty, request.param, monkeypatch)
 
 
 class TestBytes:

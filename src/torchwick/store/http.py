@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import socket
 import ssl
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["HTTPAnswer", "Headers"]
 
 _KERNEL_CAN_WAIT = sys.platform == "linux"  # elsewhere a receive timeout is spelled otherwise
+_FRAMED = 64 << 10  # bytes of one read where http.client unwraps them: they are copied once more
 
 
 class Headers(dict[str, str]):
@@ -33,11 +36,15 @@ class HTTPAnswer:
     Args:
         response: the head, parsed.
         socket_: what the body arrives on; None where only `http.client` can tell its end.
+        timeout: seconds after which a read returns.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, socket_: socket.socket | None) -> None:
+    def __init__(
+        self, response: http.client.HTTPResponse, socket_: socket.socket | None, timeout: float
+    ) -> None:
         self._response = response
         self._socket = socket_
+        self._timeout = timeout
         self._receive: Callable[[memoryview], int] | None = None
         self._left = response.length
         self.status = response.status
@@ -48,11 +55,15 @@ class HTTPAnswer:
     def readinto(self, buffer: memoryview) -> int:
         """Read into `buffer`; 0 at the end of the body.
 
+        Whatever the body arrives on, this returns after about the timeout with what has come until then, so
+        that the caller can tell a slow connection from a fast one.
+
         Raises:
             ConnectionError: the connection ended before the body did.
+            TimeoutError: no byte came.
         """
         if self._left is None:
-            return self._response.readinto(buffer)
+            return self._read_framed(buffer)
         buffer = buffer[: self._left]
         if not buffer:
             return 0
@@ -61,6 +72,19 @@ class HTTPAnswer:
             raise ConnectionResetError(f"the connection ended {self._left} bytes before the answer did")
         self._left -= count
         return count
+
+    def _read_framed(self, buffer: memoryview) -> int:
+        """Read a body whose end only `http.client` can tell, for no longer than one timeout.
+
+        `HTTPResponse.readinto` would go on until the buffer is full; `read1` reads the socket at most once.
+        """
+        filled, size, end = 0, len(buffer), time.monotonic() + self._timeout
+        while filled < size and (data := self._response.read1(min(size - filled, _FRAMED))):
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+            if time.monotonic() > end:
+                break
+        return filled
 
     def _read_buffered(self, buffer: memoryview) -> int:
         """Read what arrived together with the head, or more.
@@ -93,7 +117,10 @@ class HTTPAnswer:
 
 
 def _receiver(connected: socket.socket) -> Callable[[memoryview], int]:
-    """Return the shortest way from a socket into memory, which fills a buffer unless the connection ends."""
+    """Return the shortest way from a socket into memory.
+
+    It fills the buffer unless the connection ends, or the time of one timeout does.
+    """
     if isinstance(connected, ssl.SSLSocket):
         return _tls_receiver(connected)
     if _KERNEL_CAN_WAIT:
@@ -103,6 +130,8 @@ def _receiver(connected: socket.socket) -> Callable[[memoryview], int]:
 
 def _waiting_receiver(connected: socket.socket) -> Callable[[memoryview], int]:
     """Have the kernel fill the whole buffer in one call, and keep the time itself (SO_RCVTIMEO).
+
+    The time is that of the call, not of each byte: when it is over, the call returns what has come.
 
     Python's own timeout asks poll(2) before every read and gets what has arrived by then; this way took 6 %
     off a load over loopback.
@@ -125,14 +154,22 @@ def _tls_receiver(connected: ssl.SSLSocket) -> Callable[[memoryview], int]:
     """Fill the buffer record by record.
 
     A record has at most 16 KiB (RFC 8446, section 5.1), so that the frames run for each are what reading
-    costs in Python: here one, with `HTTPResponse.readinto` three.
+    costs in Python: here one, with `HTTPResponse.readinto` three. The timeout is Python's, for each record.
     """
     read: Any = connected.read  # typed as if there were no buffer to read into
+    seconds = connected.gettimeout() or math.inf
+    clock = time.monotonic
 
     def receive(buffer: memoryview) -> int:
-        filled, size = 0, len(buffer)
-        while filled < size and (count := read(size - filled, buffer[filled:])):
-            filled += count
+        filled, size, end = 0, len(buffer), clock() + seconds
+        try:
+            while filled < size and (count := read(size - filled, buffer[filled:])):
+                filled += count
+                if clock() > end:
+                    break
+        except TimeoutError:
+            if not filled:
+                raise
         return filled
 
     return receive

@@ -84,7 +84,7 @@ class Line:
         _send(connection, method, target, headers)
         if while_waiting is not None:
             while_waiting()
-        answer = HTTPAnswer(connection.getresponse(), connection.sock)
+        answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
         if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
             raise refusal(self._proxy, answer.status, url.netloc)
         self._answer = answer

@@ -8,11 +8,13 @@ from typing import TypeVar
 
 from torchwick.config import TransferConfig
 from torchwick.store import Connection, Store
-from torchwick.transfer.engine import Tally
+from torchwick.transfer.budget import Budget
 from torchwick.transfer.retry import TRANSIENT, Retry
+from torchwick.transfer.tally import Tally
 from torchwick.uri import URI
 
 __all__ = ["persist"]
+
 
 _T = TypeVar("_T")
 
@@ -22,33 +24,39 @@ def persist(
     store: Store,
     *,
     uri: URI,
-    wanted: tuple[int, int | None],
+    wanted: Callable[[], tuple[int, int | None]],
     config: TransferConfig,
+    budget: Budget,
     tally: Tally,
 ) -> _T:
-    """Return what `read` returns, calling it again from the start where the network or the store failed.
+    """Return what `read` returns, calling it again wherever the network or the store failed.
 
     Args:
-        read: reads over the connection it is given.
+        read: reads over the connection it is given, from where the call before it stopped.
         store: where the object is.
         uri: the object, for messages.
-        wanted: the half-open range that is read, for messages.
+        wanted: the half-open range that is still to be read.
         config: how often to try.
+        budget: what the load as a whole may spend.
         tally: where the retries are counted.
 
     Raises:
         StoreError: it could not be read.
     """
-    retry = Retry(uri, config.max_attempts, _sleep)
+    budget.begin()
+    retry = Retry(uri, wanted()[0], config.max_attempts, budget)
     connection = store.connect()
     try:
         while True:
             try:
-                return read(connection)
+                result = read(connection)
             except TRANSIENT as error:
                 connection.reset()
-                retry.failed(error, *wanted)
+                retry.failed(error, *wanted(), _sleep)
                 tally.retries += 1
+            else:
+                budget.range_arrived()
+                return result
     finally:
         connection.release()
 

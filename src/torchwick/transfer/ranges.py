@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from torchwick.config import TransferConfig
-from torchwick.store import Connection, ObjectInfo, Store
-from torchwick.transfer.engine import Tally
+from torchwick.store import Body, Connection, ObjectInfo, Store
+from torchwick.transfer.budget import Budget
 from torchwick.transfer.persist import persist
+from torchwick.transfer.steady import SteadyBody
+from torchwick.transfer.tally import Tally
 from torchwick.uri import URI
 
 __all__ = ["RangeCache"]
@@ -22,6 +24,7 @@ class RangeCache:
         store: where the object is.
         uri: the object.
         config: how to read.
+        budget: what the load as a whole may spend on failures; by default one of its own.
 
     Raises:
         StoreError: it cannot be read.
@@ -29,9 +32,10 @@ class RangeCache:
 
     info: ObjectInfo
 
-    def __init__(self, store: Store, uri: URI, config: TransferConfig) -> None:
+    def __init__(self, store: Store, uri: URI, config: TransferConfig, budget: Budget | None = None) -> None:
         self._store = store
         self._config = config
+        self.budget = budget or Budget(config)
         self._pieces: list[tuple[int, memoryview]] = []
         self.tally = Tally()
         self.info, head = self._fetch(uri, 0, READ_AHEAD, None)
@@ -66,28 +70,66 @@ class RangeCache:
     def _fetch(
         self, uri: URI, start: int, stop: int, pinned: ObjectInfo | None
     ) -> tuple[ObjectInfo, memoryview]:
+        piece = _Piece(uri, start, stop, pinned, self.tally)
         return persist(
-            lambda connection: self._fetch_once(connection, uri, start, stop, pinned),
+            lambda connection: piece.read_on(connection, self._config.timeout, self.budget),
             self._store,
             uri=uri,
-            wanted=(start, stop),
+            wanted=lambda: (piece.position, stop),
             config=self._config,
+            budget=self.budget,
             tally=self.tally,
         )
 
-    def _fetch_once(
-        self, connection: Connection, uri: URI, start: int, stop: int, pinned: ObjectInfo | None
+
+class _Piece:
+    """A range on its way, in memory that its first answer told the size of."""
+
+    def __init__(self, uri: URI, start: int, stop: int, pinned: ObjectInfo | None, tally: Tally) -> None:
+        self._uri = uri
+        self._start = start
+        self._stop = stop
+        self._pinned = pinned
+        self._info: ObjectInfo | None = None
+        self._tally = tally
+        self._buffer = memoryview(b"")
+        self._at = start  # the place of the buffer in the object
+        self._filled = 0
+
+    @property
+    def position(self) -> int:
+        """Where the next read begins."""
+        return self._at + self._filled if self._resumable else self._start
+
+    @property
+    def _resumable(self) -> bool:
+        return self._filled > 0 and self._info is not None and self._info.ranged
+
+    def read_on(
+        self, connection: Connection, timeout: float, budget: Budget
     ) -> tuple[ObjectInfo, memoryview]:
-        self.tally.requests += 1
-        body = connection.get(uri, start, stop, pinned)
+        """Read what is left, and return the version that was read, and all its bytes."""
+        self._tally.requests += 1
+        resumed = self._resumable
+        pinned = self._info if resumed else self._pinned
+        body = connection.get(self._uri, self.position, self._stop, pinned)
         try:
-            # A server without ranges sends everything from byte 0: what lies before is read past.
-            wanted = stop - body.start if body.stop is None else min(stop, body.stop) - body.start
-            buffer = memoryview(bytearray(max(0, wanted)))
-            filled = 0
-            while filled < len(buffer) and (count := body.readinto(buffer[filled:])):
-                filled += count
-            self.tally.bytes_read += filled
-            return body.info, buffer[start - body.start : filled]
+            if not resumed:
+                self._make_room(body)
+            self._read(SteadyBody(body, timeout, budget))
+            if body.stop is not None and self._filled < len(self._buffer):
+                raise ConnectionResetError("the answer ended early")
+            return body.info, self._buffer[self._start - self._at : self._filled]
         finally:
             body.close()
+
+    def _make_room(self, body: Body) -> None:
+        # A server without ranges sends everything from byte 0: what lies before is read past.
+        stop = self._stop if body.stop is None else min(self._stop, body.stop)
+        self._buffer = memoryview(bytearray(max(0, stop - body.start)))
+        self._at, self._filled, self._info = body.start, 0, body.info
+
+    def _read(self, body: SteadyBody) -> None:
+        while self._filled < len(self._buffer) and (count := body.readinto(self._buffer[self._filled :])):
+            self._filled += count
+            self._tally.bytes_read += count

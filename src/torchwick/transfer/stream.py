@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
 from torchwick.store import Connection, ObjectInfo, Store
-from torchwick.transfer.engine import Tally
+from torchwick.transfer.budget import Budget
 from torchwick.transfer.persist import persist
+from torchwick.transfer.steady import SteadyBody
+from torchwick.transfer.tally import Tally
 
 __all__ = ["read_stream"]
 
@@ -21,6 +24,8 @@ def read_stream(
     config: TransferConfig,
     file: BinaryIO,
     check: Callable[[int], None],
+    *,
+    budget: Budget | None = None,
 ) -> Tally:
     """Write the object into `file`, from its position 0; start again where the stream breaks.
 
@@ -30,34 +35,46 @@ def read_stream(
         config: how to read.
         file: where it goes.
         check: called with the bytes there so far; what it raises ends the reading.
+        budget: what the load as a whole may spend on failures; by default one of its own.
 
     Raises:
         StoreError: it could not be read.
     """
-    tally = Tally(connections=1)
+    stream = _Stream(info, config, file, check, budget or Budget(config))
     persist(
-        lambda connection: _read_once(connection, info, file, tally, check),
+        stream.read,
         store,
         uri=info.uri,
-        wanted=(0, None),
+        wanted=lambda: (0, None),
         config=config,
-        tally=tally,
+        budget=stream.budget,
+        tally=stream.tally,
     )
-    return tally
+    return stream.tally
 
 
-def _read_once(
-    connection: Connection, info: ObjectInfo, file: BinaryIO, tally: Tally, check: Callable[[int], None]
-) -> None:
-    tally.requests += 1
-    file.seek(0)
-    file.truncate()
-    body = connection.get(info.uri, 0, None, info)
-    buffer = memoryview(bytearray(_SLICE))
-    try:
-        while count := body.readinto(buffer):
-            file.write(buffer[:count])
-            tally.bytes_read += count
-            check(file.tell())
-    finally:
-        body.close()
+@dataclass
+class _Stream:
+    """An object without ranges, and where it goes."""
+
+    info: ObjectInfo
+    config: TransferConfig
+    file: BinaryIO
+    check: Callable[[int], None]
+    budget: Budget
+    tally: Tally = field(default_factory=lambda: Tally(connections=1))
+
+    def read(self, connection: Connection) -> None:
+        """Read from the start: such a server cannot go on where it stopped."""
+        self.tally.requests += 1
+        self.file.seek(0)
+        self.file.truncate()
+        body = connection.get(self.info.uri, 0, None, self.info)
+        steady, buffer = SteadyBody(body, self.config.timeout, self.budget), memoryview(bytearray(_SLICE))
+        try:
+            while count := steady.readinto(buffer):
+                self.file.write(buffer[:count])
+                self.tally.bytes_read += count
+                self.check(self.file.tell())
+        finally:
+            body.close()
