@@ -1,0 +1,132 @@
+"""What is looked at: an object, or S3 itself, as one set of settings reaches it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import botocore.session
+from botocore.credentials import CredentialResolver
+
+from torchwick.config import S3Config, TransferConfig
+from torchwick.diagnosis.probe import Probe
+from torchwick.store import ObjectInfo, Store
+from torchwick.store.local import LocalStore
+from torchwick.store.s3 import S3Store
+from torchwick.store.s3_client import make_client, make_session
+from torchwick.store.web import WebStore
+from torchwick.transfer import RangeCache
+from torchwick.uri import URI
+
+__all__ = ["Case"]
+
+_MOST_ATTEMPTS = 2  # one failure may be chance; a diagnosis need not outlast a throttling burst
+
+
+class Case:
+    """An object and the ways to it, each made when it is first looked at.
+
+    Args:
+        uri: the object, or None: S3 without one.
+        s3: who asks, and which S3.
+        transfer: how bytes are moved.
+    """
+
+    def __init__(self, uri: URI | None, s3: S3Config, transfer: TransferConfig) -> None:
+        self.uri = uri
+        self.s3 = s3
+        self.transfer = replace(transfer, max_attempts=min(transfer.max_attempts, _MOST_ATTEMPTS))
+        self.timeout = transfer.timeout
+        self.secrets: tuple[str, ...] = ()
+        """What must not be told, whoever repeats it."""
+        self.date: str | None = None
+        """The server's clock, as it wrote it."""
+
+    @property
+    def scheme(self) -> str:
+        """The kind of store."""
+        return "s3" if self.uri is None else self.uri.scheme
+
+    @property
+    def target(self) -> URI:
+        """The object, in the checks that are made only where there is one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.uri is None:
+            raise ValueError("no object was named")
+        return self.uri
+
+    @cached_property
+    def session(self) -> botocore.session.Session:
+        """The session of botocore that a load would use, before it assumes `S3Config.role_arn`."""
+        return make_session(replace(self.s3, role_arn=None, external_id=None), self.timeout)
+
+    @cached_property
+    def nobody(self) -> Any:
+        """A client of S3 that signs nothing: it knows the endpoint, whether or not there are credentials."""
+        session = make_session(replace(self.s3, role_arn=None, external_id=None), self.timeout)
+        session.register_component("credential_provider", CredentialResolver([]))
+        unsigned = replace(self.s3, anonymous=True, role_arn=None, external_id=None)
+        return make_client(session, unsigned, self.timeout)
+
+    @cached_property
+    def url(self) -> str:
+        """Where the object is asked for, or S3 itself; without query and signature."""
+        uri = self.uri
+        if uri is None:
+            return str(self.nobody.meta.endpoint_url)
+        if uri.scheme != "s3":
+            return f"{uri.scheme}://{uri.bucket}{uri.key}"
+        arguments = {"Bucket": uri.bucket, "Key": uri.key}
+        url: str = self.nobody.generate_presigned_url("get_object", Params=arguments)
+        return url.partition("?")[0]
+
+    @cached_property
+    def s3_store(self) -> S3Store:
+        """S3 as a load would see it, with nothing remembered from earlier loads."""
+        return S3Store(self.s3, self.timeout)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where the object is."""
+        if self.scheme == "s3":
+            return self.s3_store
+        if self.scheme == "file":
+            return LocalStore()
+        return WebStore(self.s3, self.timeout, secure=self.scheme == "https")
+
+    @cached_property
+    def cache(self) -> RangeCache:
+        """The object's first bytes.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        return RangeCache(self.store, self.target, self.transfer)
+
+    @property
+    def info(self) -> ObjectInfo:
+        """The version that is looked at."""
+        return self.cache.info
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The way to the server, tried step by step."""
+        return Probe(self.url, self.timeout)
+
+    def close(self) -> None:
+        """Close the connections that are open."""
+        if "probe" in self.__dict__:
+            self.probe.close()
+        for client in (self.__dict__.get("nobody"), self.s3_client_made):
+            if client is not None:
+                client.close()
+
+    @property
+    def s3_client_made(self) -> Any:
+        """The client of `s3_store`, or None where none was made."""
+        store = self.__dict__.get("s3_store")
+        return None if store is None else store.__dict__.get("client")
