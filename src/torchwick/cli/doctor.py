@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Annotated
 
@@ -74,37 +73,37 @@ def _print(console: Console, found: Diagnosis) -> None:
     """Print the checks by section, and then what to do."""
     if found.uri is not None:
         console.print(Text(found.uri, style="bold"), soft_wrap=True)
+    widest = max(len(check.topic) for check in found.checks)
     for section, checks in groupby(found.checks, key=lambda check: check.section):
-        table = Table(
-            title=_SECTIONS[section],
-            title_justify="left",
-            title_style="bold",
-            show_header=False,
-            box=None,
-            padding=(0, 1),
-        )
-        table.add_column(no_wrap=True)
-        table.add_column(style="dim", min_width=max(map(len, _topics(found))), no_wrap=True)
-        table.add_column(overflow="fold")
-        for row in _rows(checks):
-            table.add_row(*row)
         console.print()
-        console.print(table)
+        console.print(Text(_SECTIONS[section], style="bold"))
+        console.print(_table(list(checks), widest))
     console.print()
-    if not found.advice:
-        console.print("Nothing to do.")
-        return
-    console.print(Text("What to do", style="bold"))
-    for number, advice in enumerate(found.advice, 1):
-        console.print(Text(f" {number}. {advice}"))
+    console.print(Text("What to do" if found.advice else "There is nothing to do.", style="bold"))
+    advice = _grid()
+    for number, text in enumerate(found.advice, 1):
+        advice.add_row(f"{number}.", Text(text))
+    if found.advice:
+        console.print(advice)
 
 
-def _topics(found: Diagnosis) -> Iterator[str]:
-    return (check.topic for check in found.checks)
+def _grid() -> Table:
+    return Table(show_header=False, box=None, padding=(0, 1))
 
 
-def _rows(checks: Iterator[Check]) -> Iterator[tuple[Text, Text, Text]]:
+def _table(checks: list[Check], widest: int) -> Table:
+    table = _grid()
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", min_width=widest, no_wrap=True)
+    table.add_column(overflow="fold")
     for check in checks:
-        mark, style = _MARKS[check.status]
-        shown = style if check.status in ("warning", "failed", "unknown") else ""
-        yield Text(mark, style=style), Text(check.topic), Text(check.found, style=shown)
+        if "because_of" not in check.facts:
+            mark, style = _MARKS[check.status]
+            shown = style if check.status in ("warning", "failed", "unknown") else ""
+            table.add_row(Text(mark, style), check.topic, Text(check.found, shown))
+    untried = [check for check in checks if "because_of" in check.facts]
+    for reason, skipped in groupby(untried, key=lambda check: check.found):
+        mark, style = _MARKS["unknown"]
+        told = f"{reason}: {', '.join(check.topic for check in skipped)}"
+        table.add_row(Text(mark, style), "", Text(told, style))
+    return table

@@ -1,4 +1,4 @@
-"""The options that say who asks and which S3: one for each field of `S3Config`, the same for every command."""
+"""Options that say who asks and which S3: one for each field of `S3Config`, alike in every command."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from botocore.parsers import ResponseParserError
 from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Finding
 from torchwick.diagnosis.settings import is_amazon
-from torchwick.diagnosis.words import advice_of, bare_address, bare_message
+from torchwick.diagnosis.words import advice_of, bare_address
 from torchwick.store.botocore_errors import from_botocore
 from torchwick.store.identity import SOURCES, key_hint
 from torchwick.store.s3_client import region_of
@@ -100,7 +100,8 @@ def credentials(case: Case) -> Finding:
         return Finding("failed", f"none were found: looked for in {places}", error.hint, facts)
     facts["source"] = source.name
     own, facts_of_own = _described(case, source.credentials)
-    found = f"{own}, from the {source.name}"
+    before = ", ".join(place.name for place in tried[:-1])
+    found = f"{own}, from the {source.name}" + (f"; nothing in {before}" if before else "")
     if case.s3.role_arn is None:
         return Finding("ok", found, facts={**facts, **facts_of_own})
     return _as_role(case, found, facts)
@@ -113,7 +114,7 @@ def _described(case: Case, found: Any) -> tuple[str, dict[str, Any]]:
     key, temporary = key_hint(frozen.access_key), frozen.token is not None
     ends = getattr(found, "_expiry_time", None)  # botocore has no public name for it
     expires = None if ends is None else ends.isoformat(timespec="seconds")
-    kind = f"temporary, until {expires}" if expires else "temporary" if temporary else "without an end"
+    kind = f"temporary, until {expires}" if expires else "temporary" if temporary else "does not expire"
     return f"access key {key} ({kind})", {"access_key": key, "temporary": temporary, "expires": expires}
 
 
@@ -190,8 +191,8 @@ def _asked(client: Any, url: str) -> Finding:
         if code not in _REJECTED:
             return Finding("unknown", f"not told: {where} answered {_why(error)}")
         return Finding("failed", f"{_REJECTED[code]} ({where} answered {code})", _RENEW, {"code": code})
-    except HTTPClientError as error:
-        return Finding("unknown", f"{where} is out of reach: {bare_message(from_botocore(error, None))}")
+    except (HTTPClientError, OSError) as error:
+        return Finding("unknown", f"not told: {where} is out of reach: {_why(error)}")
     except ResponseParserError:
         return Finding("unknown", f"{where} is not STS")
     if "Arn" not in caller:

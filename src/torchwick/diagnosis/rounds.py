@@ -75,7 +75,7 @@ _STEPS = (
     _Step("settings", "endpoint", settings.endpoint, ("profile",), _S3),
     _Step("settings", "addressing", settings.addressing, ("endpoint",), _S3, of_object=True),
     _Step("settings", "proxy", settings.proxy, ("endpoint",), _REMOTE),
-    _Step("settings", "authorities", settings.authorities, ("profile",), _REMOTE),
+    _Step("settings", "authorities", settings.authorities, ("endpoint",), _REMOTE),
     _Step("access", "credentials", access.credentials, ("profile",), _S3),
     _Step("access", "identity", access.identity, ("endpoint", "authorities", "credentials"), _S3),
     _Step("network", "dns", network.dns, ("endpoint", "proxy"), _REMOTE),

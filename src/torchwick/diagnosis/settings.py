@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from torchwick.diagnosis.case import Case
-from torchwick.diagnosis.findings import Finding
-from torchwick.diagnosis.words import bare_address, count_text
+from torchwick.diagnosis.findings import Finding, Status
+from torchwick.diagnosis.words import bare_address, bare_message, count_text
+from torchwick.errors import StoreError
 from torchwick.store.line import trusting
 from torchwick.store.proxy import proxy_for
 from torchwick.store.s3_client import region_of, trusted_bundle
@@ -120,18 +120,18 @@ def proxy(case: Case) -> Finding:
 
 
 def authorities(case: Case) -> Finding:
-    """Tell which certificate authorities are trusted.
-
-    Raises:
-        StoreError: they cannot be read.
-    """
+    """Tell which certificate authorities are trusted. Over plain HTTP nobody asks for them."""
     bundle, source = bundle_of(case)
     facts = {"ca_bundle": bundle, "source": source}
+    status: Status = "failed" if urlsplit(case.url).scheme == "https" else "warning"
     if bundle is not None and not Path(bundle).exists():
-        advice = f"Mend the path: it is {_from(source)}."
-        return Finding("failed", f"there is no file {bundle}, {_from(source)}", advice, facts)
-    count = trusting(bundle).cert_store_stats()["x509_ca"]
-    found = f"{count_text(count, 'certificate')} in {bundle or 'what Python trusts'}, {_from(source)}"
+        advice = f"Mend the path of the certificate authorities: it is {_from(source)}."
+        return Finding(status, f"there is no file {bundle}, {_from(source)}", advice, facts)
+    try:
+        count = trusting(bundle).cert_store_stats()["x509_ca"]
+    except StoreError as error:
+        return Finding(status, f"{bare_message(error)}, {_from(source)}", error.hint, facts)
+    found = f"{count_text(count, 'certificate')} in {bundle or 'the system'}, {_from(source)}"
     return Finding("ok", found, facts={**facts, "certificates": count})
 
 
@@ -141,7 +141,7 @@ def bundle_of(case: Case) -> tuple[str | None, str]:
     if case.scheme != "s3":
         source = _first_set(named, ("AWS_CA_BUNDLE",))
         bundle = case.s3.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
-        return bundle, source or ssl.get_default_verify_paths().openssl_cafile_env
+        return bundle, source or "Python's own"
     bundle = trusted_bundle(case.session, case.s3)
     source = _first_set(named, ("AWS_CA_BUNDLE",))
     if source is None and case.session.get_config_variable("ca_bundle"):
