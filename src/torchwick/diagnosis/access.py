@@ -8,7 +8,7 @@ from typing import Any
 
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.parsers import ResponseParserError
 
 from torchwick.diagnosis.case import Case
@@ -191,7 +191,7 @@ def _asked(client: Any, url: str) -> Finding:
         if code not in _REJECTED:
             return Finding("unknown", f"not told: {where} answered {_why(error)}")
         return Finding("failed", f"{_REJECTED[code]} ({where} answered {code})", _RENEW, {"code": code})
-    except (HTTPClientError, OSError) as error:
+    except (BotoCoreError, OSError) as error:
         return Finding("unknown", f"not told: {where} is out of reach: {_why(error)}")
     except ResponseParserError:
         return Finding("unknown", f"{where} is not STS")

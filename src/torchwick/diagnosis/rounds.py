@@ -38,7 +38,7 @@ _FAILURES = (
 """What a check may end with: errors of torchwick's, botocore's and the network's; the rest are mistakes."""
 
 _TRY_NETWORK = "Check the network between this machine and the store, and what is on the way."
-_PASSWORD = re.compile(r"(?<=//)[^/@\s]+@")
+_PASSWORD = re.compile(r"(?<=//)(?!user:password@)[^/@\s]+@")  # an example in a hint is none
 
 
 @dataclass(frozen=True)
@@ -167,5 +167,5 @@ def _told(step: _Step, found: Finding, secrets: tuple[str, ...]) -> Check:
             value = value.replace(secret, "…")
         return _PASSWORD.sub("…@", value)
 
-    advice = clean(found.advice)
-    return Check(step.section, step.topic, found.status, clean(found.found), advice, clean(found.facts))
+    told = clean({"found": found.found, "advice": found.advice, "facts": found.facts})
+    return Check(step.section, step.topic, found.status, **told)
