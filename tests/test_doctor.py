@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import torchwick
 from checkpoints.base import save_bytes
 from conftest import random_bytes
-from faults import Answer, S3Error, SetHeaders, Stall
+from faults import Answer, Cut, S3Error, SetHeaders, Stall
 from faulty import FaultyServer
 from relay import Relay
 from torchwick import Diagnosis, S3Config, TransferConfig, URIError
@@ -45,6 +45,7 @@ ASSUMED = f"""<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-1
 <Credentials><AccessKeyId>ASIAASSUMEDROLE1</AccessKeyId><SecretAccessKey>{SECRET}</SecretAccessKey>
 <SessionToken>{TOKEN}</SessionToken><Expiration>2999-01-01T00:00:00Z</Expiration></Credentials>
 </AssumeRoleResult></AssumeRoleResponse>""".encode()
+LISTED = b"<ListBucketResult><Contents><Key>new.pt</Key></Contents></ListBucketResult>"
 XML = {"Content-Type": "text/xml"}
 
 
@@ -232,6 +233,12 @@ class TestWhoAsks:
         assert diagnosis.advice
         assert diagnosis["object"].status == "ok"  # the store has the last word
 
+    def test_a_store_that_has_no_sts(self, stored: FaultyServer) -> None:
+        stored.on(S3Error(403, "SignatureDoesNotMatch"), method="POST")
+        diagnosis = torchwick.doctor(URI)
+        assert diagnosis.ok
+        assert diagnosis["identity"].status == "unknown"
+
     def test_sts_out_of_reach(
         self, stored: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -354,6 +361,12 @@ class TestNetwork:
         assert _failed(diagnosis) == ["http"]
         assert time.monotonic() - started < 3
 
+    def test_a_server_that_hangs_up(self, stored: FaultyServer) -> None:
+        stored.on(Cut(after=0), path="models/new.pt")
+        diagnosis = torchwick.doctor(URI, transfer=QUICK)
+        assert _failed(diagnosis) == ["object"]
+        assert "network" in diagnosis.advice[0]
+
     def test_tls(self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         faulty_tls.put("models/new.pt", MODEL)
         for name, value in faulty_tls.environment().items():
@@ -395,7 +408,7 @@ class TestNetwork:
     def test_a_proxy(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         with Relay(password=SECRET) as relay:
             monkeypatch.setenv("HTTP_PROXY", relay.url)
-            diagnosis = torchwick.doctor(URI)
+            diagnosis = torchwick.doctor(URI, transfer=QUICK)  # it passes no POST on: STS does not answer
         assert diagnosis.ok
         assert diagnosis["proxy"].facts["proxy"] == f"127.0.0.1:{relay.port}"
         assert SECRET not in json.dumps(diagnosis.to_dict())
@@ -446,6 +459,14 @@ class TestObject:
         assert diagnosis.ok
         assert diagnosis["bucket"].status == "note"
         assert diagnosis["bucket"].facts == {"listed": False, "code": "AccessDenied"}
+
+    def test_a_bucket_in_another_region(self, stored: FaultyServer) -> None:
+        answer = Answer(200, LISTED, {**XML, "x-amz-bucket-region": "eu-west-3"})
+        stored.on(answer, where=lambda request: "list-type" in request.query)
+        diagnosis = torchwick.doctor(URI)
+        assert diagnosis.ok
+        assert diagnosis["bucket"].facts["region"] == "eu-west-3"
+        assert "eu-west-3" in diagnosis.advice[0]
 
     def test_an_object_that_may_not_be_read(self, stored: FaultyServer) -> None:
         stored.on(S3Error(403, "AccessDenied"), path="models/new.pt")

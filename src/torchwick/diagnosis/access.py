@@ -158,11 +158,12 @@ def identity(case: Case) -> Finding:
         return Finding("ok", "nobody", facts={"arn": None, "account": None})
     client = _sts(case)
     url = str(client.meta.endpoint_url)
+    amazon = is_amazon(case, url)
     try:
-        if is_amazon(case, url) and not is_amazon(case, str(case.nobody.meta.endpoint_url)):
+        if amazon and not is_amazon(case, str(case.nobody.meta.endpoint_url)):
             found = "not asked: the store is not Amazon's, and Amazon need not see its keys"
             return Finding("unknown", found)
-        return _asked(client, url)
+        return _asked(client, url, authoritative=amazon or "AWS_ENDPOINT_URL_STS" in os.environ)
     finally:
         client.close()
 
@@ -182,13 +183,14 @@ def _sts(case: Case) -> Any:
     )
 
 
-def _asked(client: Any, url: str) -> Finding:
+def _asked(client: Any, url: str, *, authoritative: bool) -> Finding:
+    """Ask, and take only the word of an STS for a refusal: a store that has none may answer anything."""
     where = f"STS at {bare_address(url)}"
     try:
         caller = client.get_caller_identity()
     except ClientError as error:
         code = _code(error)
-        if code not in _REJECTED:
+        if code not in _REJECTED or not authoritative:
             return Finding("unknown", f"not told: {where} answered {_why(error)}")
         return Finding("failed", f"{_REJECTED[code]} ({where} answered {code})", _RENEW, {"code": code})
     except (BotoCoreError, OSError) as error:

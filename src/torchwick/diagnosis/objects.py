@@ -29,9 +29,9 @@ _CHECKSUMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA1")  # the strongest
 
 def bucket(case: Case) -> Finding:
     """List one key of the bucket. A load does not need that, but it tells missing keys from refused ones."""
-    name = case.target.bucket
+    name, client = case.target.bucket, case.s3_store.client
     try:
-        listed = case.s3_store.client.list_objects_v2(Bucket=name, MaxKeys=1, **_paying(case))
+        listed = client.list_objects_v2(Bucket=name, MaxKeys=1, **_paying(case))
     except ClientError as error:
         refusal = Refusal(error, case.target, asked_as(case.s3_store.session, case.s3), case.secrets)
         explained = refusal.explained()
@@ -43,8 +43,13 @@ def bucket(case: Case) -> Finding:
         found = f"{name} does not let itself be listed (S3 answered {refusal.code}), which no load needs"
         return Finding("note", found, facts={"listed": False, "code": refusal.code})
     empty = not listed.get("Contents")
+    region = listed["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    facts = {"listed": True, "empty": empty, "region": region}
     found = f"{name} can be listed" + (", and is empty" if empty else "")
-    return Finding("note" if empty else "ok", found, facts={"listed": True, "empty": empty})
+    if region not in (None, client.meta.region_name):
+        advice = f"Set AWS_DEFAULT_REGION to {region}, the bucket's region: it spares a request."
+        return Finding("note", f"{found}; it is in {region}", advice, facts)
+    return Finding("note" if empty else "ok", found, facts=facts)
 
 
 def object_(case: Case) -> Finding:

@@ -149,8 +149,9 @@ def _failure(error: Exception, case: Case) -> Finding:
         facts = {"error": type(error).__name__, "code": getattr(error, "code", None)}
         advice = advice_of(error) or (_TRY_NETWORK if isinstance(error, TransferError) else None)
         return Finding("failed", bare_message(error), advice, facts)
+    advice = _TRY_NETWORK if isinstance(error, OSError | HTTPException) else None
     facts = {"error": type(error).__name__, "code": None}
-    return Finding("failed", str(error) or type(error).__name__, facts=facts)
+    return Finding("failed", str(error) or type(error).__name__, advice, facts)
 
 
 def _told(step: _Step, found: Finding, secrets: tuple[str, ...]) -> Check:
