@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import trustme
+
     from conftest import Put
     from torchwick.demo.server import SeaweedFS
 
@@ -292,6 +294,12 @@ class TestSettings:
         assert diagnosis["region"].facts["region"] == named
         assert "AWS_DEFAULT_REGION" in diagnosis.advice[0]
 
+    def test_the_region_given_in_code_is_the_last_word(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_REGION", "eu-west-3")
+        assert torchwick.doctor(s3=S3Config(region="us-west-2"))["region"].status == "ok"
+
     @pytest.mark.parametrize("content", [None, "no certificate\n"], ids=["missing", "not PEM"])
     def test_a_bundle_that_cannot_be_read(
         self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
@@ -412,6 +420,29 @@ class TestNetwork:
         assert diagnosis.ok
         assert diagnosis["proxy"].facts["proxy"] == f"127.0.0.1:{relay.port}"
         assert SECRET not in json.dumps(diagnosis.to_dict())
+
+    def test_amazon(self, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        ca_file = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(str(ca_file))
+        hosts = ("*.s3.us-west-2.amazonaws.com", "sts.us-west-2.amazonaws.com")
+        with (
+            FaultyServer(authority=authority, ca_file=ca_file, hosts=hosts) as server,
+            Relay(leads_to=("127.0.0.1", int(server.endpoint_url.rpartition(":")[2]))) as relay,
+        ):
+            server.put("new.pt", MODEL)
+            server.on(Answer(200, CALLER, XML), method="POST")
+            variables = server.environment() | {"HTTPS_PROXY": relay.url, "AWS_DEFAULT_REGION": "us-west-2"}
+            del variables["AWS_ENDPOINT_URL"], variables["AWS_REGION"]
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+            diagnosis = torchwick.doctor(URI)
+        assert _failed(diagnosis) == [], diagnosis
+        assert diagnosis["endpoint"].facts["amazon"]
+        assert diagnosis["endpoint"].facts["source"] == "Amazon's own"
+        assert diagnosis["addressing"].facts["addressing_style"] == "virtual"
+        assert diagnosis["identity"].facts["arn"] == ARN
+        assert diagnosis["tcp"].facts["port"] == relay.port
+        assert "models.s3.us-west-2.amazonaws.com" in relay.hosts()
 
     def test_a_proxy_that_wants_a_password(
         self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch

@@ -57,7 +57,7 @@ def region(case: Case) -> Finding:
     named, other = region_of(case.session, case.s3), os.environ.get("AWS_REGION")
     source = _first_set({"S3Config.region": case.s3.region}, ("AWS_DEFAULT_REGION",)) or "the profile"
     facts = {"region": named, "source": source if named else None}
-    if other and other != named:
+    if other not in (None, "", named) and case.s3.region is None:
         what = f"{named}, {_from(source)}" if named else "none is in force"
         advice = f"Set AWS_DEFAULT_REGION to {other}, or pass it as S3Config.region: botocore does not read "
         return Finding("warning", f"{what}; AWS_REGION is set, but not read", f"{advice}AWS_REGION.", facts)
@@ -131,7 +131,9 @@ def authorities(case: Case) -> Finding:
         count = trusting(bundle).cert_store_stats()["x509_ca"]
     except StoreError as error:
         return Finding(status, f"{bare_message(error)}, {_from(source)}", error.hint, facts)
-    found = f"{count_text(count, 'certificate')} in {bundle or 'the system'}, {_from(source)}"
+    if bundle is None:
+        return Finding("ok", "those that Python trusts", facts=facts)
+    found = f"{count_text(count, 'certificate')} in {bundle}, {_from(source)}"
     return Finding("ok", found, facts={**facts, "certificates": count})
 
 
