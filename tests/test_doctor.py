@@ -197,6 +197,21 @@ class TestWhoAsks:
         assert "credential process" in diagnosis["credentials"].found
         assert diagnosis.advice
 
+    def test_credentials_that_are_over(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-01T00:00:00Z")
+        diagnosis = torchwick.doctor(URI)
+        assert _failed(diagnosis) == ["credentials"]
+        assert "expired" in diagnosis["credentials"].found
+        assert "Renew" in diagnosis.advice[0]
+
+    def test_a_short_secret_does_not_eat_words(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+        assert "access key" in torchwick.doctor(URI)["credentials"].found
+
     def test_a_profile_that_is_not_there(self, stored: FaultyServer) -> None:
         diagnosis = torchwick.doctor(URI, s3=S3Config(profile="nobodys"))
         assert _failed(diagnosis) == ["profile"]
@@ -348,6 +363,12 @@ class TestNetwork:
         diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
         assert _failed(diagnosis) == ["dns"]
         assert "store.invalid" in diagnosis["dns"].found
+
+    def test_a_bucket_in_the_name_of_a_host_that_is_not_known(self, faulty_s3: FaultyServer) -> None:
+        s3 = S3Config(endpoint_url="http://store.invalid", addressing_style="virtual")
+        diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
+        assert "models.store.invalid" in diagnosis["dns"].found
+        assert 'addressing_style="path"' in diagnosis.advice[0]
 
     def test_a_connection_that_nobody_takes(self, faulty_s3: FaultyServer) -> None:
         with socket.socket() as deaf, socket.socket() as first, socket.socket() as second:

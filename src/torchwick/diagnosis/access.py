@@ -68,6 +68,8 @@ def _tried(session: botocore.session.Session) -> list[_Source]:
     for provider in session.get_component("credential_provider").providers:
         try:
             source = _Source(provider.METHOD, provider.load())
+            if source.credentials is not None:
+                source.credentials.get_frozen_credentials()  # some are fetched only now
         except (BotoCoreError, ClientError, OSError, RuntimeError, ValueError) as error:
             source = _Source(provider.METHOD, failure=error)
         tried.append(source)
@@ -77,12 +79,7 @@ def _tried(session: botocore.session.Session) -> list[_Source]:
 
 
 def credentials(case: Case) -> Finding:
-    """Tell which credentials are found and where, and every place that was looked into before.
-
-    Raises:
-        BotoCoreError: they cannot be renewed.
-        ClientError: they cannot be renewed.
-    """
+    """Tell which credentials are found and where, and every place that was looked into before."""
     if case.s3.anonymous:
         return Finding("ok", "nobody: requests are not signed", facts={"source": None, "sources": []})
     tried = _tried(case.session)
@@ -124,16 +121,16 @@ def _as_role(case: Case, asking: str, facts: dict[str, Any]) -> Finding:
     facts["role"] = role
     try:
         own, facts_of_own = _described(case, case.s3_store.session.get_credentials())
-    except ClientError as error:
-        found = f"{asking} may not act as {role}: STS answered {_why(error)}"
-        return Finding("failed", found, _ROLE, facts)
+    except (BotoCoreError, ClientError) as error:
+        return Finding("failed", f"{asking} cannot act as {role}: {_why(error)}", _advice(error), facts)
     return Finding("ok", f"{role}, {own}, assumed with {asking}", facts={**facts, **facts_of_own})
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, ClientError):
         said = error.response.get("Error", {})
-        return f"{_code(error)}: {said.get('Message') or ''}".rstrip(": .")
+        answer = f"{_code(error)}: {said.get('Message') or ''}".rstrip(": .")
+        return f"{error.operation_name} was answered with {answer}"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
@@ -144,6 +141,8 @@ def _code(error: ClientError) -> str:
 
 
 def _advice(error: Exception) -> str:
+    if isinstance(error, ClientError) and error.operation_name.startswith("AssumeRole"):
+        return _ROLE
     advice = advice_of(from_botocore(error, None)) if isinstance(error, BotoCoreError) else None
     return advice or _RENEW
 
@@ -191,7 +190,7 @@ def _asked(client: Any, url: str, *, authoritative: bool) -> Finding:
     except ClientError as error:
         code = _code(error)
         if code not in _REJECTED or not authoritative:
-            return Finding("unknown", f"not told: {where} answered {_why(error)}")
+            return Finding("unknown", f"not told: {where} answered {code}")
         return Finding("failed", f"{_REJECTED[code]} ({where} answered {code})", _RENEW, {"code": code})
     except (BotoCoreError, OSError) as error:
         return Finding("unknown", f"not told: {where} is out of reach: {_why(error)}")

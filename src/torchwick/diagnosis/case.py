@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
@@ -94,6 +95,13 @@ class Case:
         self.nobody.meta.events.register("before-send.s3.GetObject", keep)
         self.nobody.get_object(Bucket=uri.bucket, Key=uri.key)
         return asked[0]
+
+    @property
+    def bucket_in_host(self) -> bool:
+        """Whether the bucket's name goes into the host's, and not into the path."""
+        uri = self.uri
+        in_path = uri is None or urlsplit(self.url).path.startswith(f"/{uri.bucket}/")
+        return self.scheme == "s3" and not in_path
 
     @cached_property
     def s3_store(self) -> S3Store:

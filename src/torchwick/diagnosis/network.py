@@ -12,7 +12,7 @@ from typing import Any
 
 from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Finding
-from torchwick.diagnosis.settings import bundle_of
+from torchwick.diagnosis.settings import bundle_of, is_amazon
 from torchwick.diagnosis.words import duration_text
 from torchwick.store.line import trusting
 
@@ -30,8 +30,9 @@ def dns(case: Case) -> Finding:
     try:
         addresses = list(dict.fromkeys(probe.resolve()))
     except socket.gaierror as error:
-        advice = f"Check the name {host}, and this machine's DNS; an S3-compatible server without wildcards "
-        advice += 'in its DNS needs S3Config(addressing_style="path").'
+        advice = f"Check the name {host}, and this machine's DNS."
+        if case.bucket_in_host and not is_amazon(case, case.url):
+            advice = 'Leave the bucket out of the host\'s name: S3Config(addressing_style="path").'
         return Finding("failed", f"{host} is not known: {error.strerror}", advice, {"host": host})
     return Finding("ok", f"{host} is {', '.join(addresses)}", facts={"host": host, "addresses": addresses})
 

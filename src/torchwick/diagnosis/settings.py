@@ -92,11 +92,9 @@ def is_amazon(case: Case, url: str) -> bool:
 
 def addressing(case: Case) -> Finding:
     """Tell where the bucket's name goes, into the host or into the path."""
-    in_path = urlsplit(case.url).path.startswith(f"/{case.target.bucket}/")
-    style = "path" if in_path else "virtual"
+    style, where = ("virtual", "host's name") if case.bucket_in_host else ("path", "path")
     chosen = case.s3.addressing_style
     source = "botocore's choice, or the profile's" if chosen == "auto" else "from S3Config.addressing_style"
-    where = "path" if in_path else "host's name"
     return Finding("ok", f"the bucket is in the {where}, {source}", facts={"addressing_style": style})
 
 
