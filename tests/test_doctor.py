@@ -197,6 +197,19 @@ class TestWhoAsks:
         assert "credential process" in diagnosis["credentials"].found
         assert diagnosis.advice
 
+    @pytest.mark.parametrize("printed", ["{", '{"Version": 1}', f'{{"SecretAccessKey": "{SECRET}"'])
+    def test_a_process_that_prints_something_else(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: str
+    ) -> None:
+        (tmp_path / "printed").write_text(printed)
+        config = tmp_path / "config"
+        config.write_text(f"[default]\ncredential_process = cat {tmp_path / 'printed'}\n")
+        _no_keys(monkeypatch)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        diagnosis = torchwick.doctor(URI)
+        assert _failed(diagnosis) == ["credentials"]
+        assert SECRET not in json.dumps(diagnosis.to_dict())
+
     def test_credentials_that_are_over(
         self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

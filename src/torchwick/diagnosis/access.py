@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ _REJECTED = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
     "UnrecognizedClientException": "the access key, or the session token, is not valid",
 }
+_FAILURES = (BotoCoreError, ClientError, KeyError, OSError, RuntimeError, ValueError)
 _RENEW = (
     "Renew the credentials, e.g. with `aws sso login`, or copy the keys and the session token again, whole."
 )
@@ -70,7 +72,7 @@ def _tried(session: botocore.session.Session) -> list[_Source]:
             source = _Source(provider.METHOD, provider.load())
             if source.credentials is not None:
                 source.credentials.get_frozen_credentials()  # some are fetched only now
-        except (BotoCoreError, ClientError, OSError, RuntimeError, ValueError) as error:
+        except _FAILURES as error:
             source = _Source(provider.METHOD, failure=error)
         tried.append(source)
         if source.credentials is not None:
@@ -88,7 +90,7 @@ def credentials(case: Case) -> Finding:
     }
     failed = next((source for source in tried if source.failure is not None), None)
     if failed is not None and failed.failure is not None:  # there botocore's own search ends
-        found = f"the {failed.name} cannot be used: {_why(failed.failure)}"
+        found = f"those of the {failed.name} cannot be used: {_why(failed.failure)}"
         return Finding("failed", found, _advice(failed.failure), facts)
     source = tried[-1] if tried else _Source("none")
     if source.credentials is None:
@@ -131,6 +133,8 @@ def _why(error: Exception) -> str:
         said = error.response.get("Error", {})
         answer = f"{_code(error)}: {said.get('Message') or ''}".rstrip(": .")
         return f"{error.operation_name} was answered with {answer}"
+    if isinstance(error, KeyError | json.JSONDecodeError | UnicodeError):  # whose text may hold half a key
+        return "they are not in the form that AWS defines"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import CredentialResolver
+from botocore.exceptions import BotoCoreError, ClientError
 
 from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis.probe import Probe
 from torchwick.store import ObjectInfo, Store
+from torchwick.store.identity import asked_as
 from torchwick.store.local import LocalStore
 from torchwick.store.s3 import S3Store
 from torchwick.store.s3_client import make_client, make_session
@@ -75,7 +77,7 @@ class Case:
         session.register_component("credential_provider", CredentialResolver([]))
         self._share_models(session)
         unsigned = replace(self.s3, anonymous=True, role_arn=None, external_id=None)
-        return make_client(session, unsigned, self.timeout)
+        return make_client(session, unsigned)
 
     @cached_property
     def url(self) -> str:
@@ -113,6 +115,14 @@ class Case:
     def _share_models(self, session: botocore.session.Session) -> None:
         """Have a session use the descriptions of S3 that are read already: a tenth of a second for each."""
         session.register_component("data_loader", self.session.get_component("data_loader"))
+
+    @property
+    def asked_as(self) -> str:
+        """As whom requests are signed, for messages about those that were refused."""
+        try:
+            return asked_as(self.s3_store.session, self.s3)
+        except (BotoCoreError, ClientError):
+            return "someone whose credentials cannot be had"
 
     @cached_property
     def store(self) -> Store:

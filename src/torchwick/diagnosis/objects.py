@@ -12,7 +12,6 @@ from torchwick.diagnosis.machine import available_memory
 from torchwick.diagnosis.words import size_text
 from torchwick.errors import CredentialsError, ObjectNotFoundError
 from torchwick.formats.sniff import sniff
-from torchwick.store.identity import asked_as
 from torchwick.store.s3_client import customer_key
 from torchwick.store.s3_errors import Refusal
 
@@ -33,7 +32,7 @@ def bucket(case: Case) -> Finding:
     try:
         listed = client.list_objects_v2(Bucket=name, MaxKeys=1, **_paying(case))
     except ClientError as error:
-        refusal = Refusal(error, case.target, asked_as(case.s3_store.session, case.s3), case.secrets)
+        refusal = Refusal(error, case.target, case.asked_as, case.secrets)
         explained = refusal.explained()
         fatal = isinstance(explained, CredentialsError) or (
             isinstance(explained, ObjectNotFoundError) and refusal.meaning.startswith("NoSuchBucket")

@@ -18,7 +18,6 @@ from torchwick.diagnosis.findings import Check, Diagnosis, Finding
 from torchwick.diagnosis.words import advice_of, bare_message
 from torchwick.errors import TorchwickError, TransferError
 from torchwick.store.botocore_errors import from_botocore
-from torchwick.store.identity import asked_as
 from torchwick.store.redact import redacted_logs
 from torchwick.store.s3_errors import Refusal
 from torchwick.uri import URI
@@ -31,6 +30,7 @@ _FAILURES = (
     ClientError,
     ResponseParserError,
     HTTPException,
+    KeyError,
     OSError,
     RuntimeError,
     ValueError,
@@ -142,8 +142,8 @@ def _looked(step: _Step, case: Case) -> Finding:
 def _failure(error: Exception, case: Case) -> Finding:
     """Say what an error means, its hint being the advice."""
     if isinstance(error, ClientError):
-        who = asked_as(case.s3_store.session, case.s3)
-        error = Refusal(error, case.uri or URI("s3", "", ""), who, case.secrets).explained()
+        about = case.uri or URI("s3", "", "")
+        error = Refusal(error, about, case.asked_as, case.secrets).explained()
     elif isinstance(error, BotoCoreError):
         error = from_botocore(error, None)
     if isinstance(error, TorchwickError):
