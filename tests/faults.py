@@ -18,7 +18,7 @@ class Request:
     """One request as it arrived.
 
     Attributes:
-        method: "GET" or "HEAD".
+        method: "GET", "HEAD" or "POST".
         path: decoded, without the leading slash and the query.
         query: the part after "?", undecoded.
         headers: by lower-case name.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typer.testing import CliRunner, Result
 import torchwick
 from checkpoints.base import save_bytes
 from faults import S3Error
+from torchwick import S3Config
 from torchwick.cli import app
 
 if TYPE_CHECKING:
@@ -128,6 +131,47 @@ class TestLoad:
         assert "tensors" in run("load", str(tmp_path / "model.pt")).stdout
 
 
+class TestOptionsOfS3:
+    """They are made in one place, and are the same for every command."""
+
+    KEY = bytes(range(32))
+
+    def test_every_field_has_one(self) -> None:
+        fields = {field.name for field in dataclasses.fields(S3Config)} - {"sse_customer_key"}
+        for command in ("load", "doctor"):
+            told = run(command, "--help").stdout
+            options = [f"--{name.replace('_', '-')}" for name in fields]
+            assert not [option for option in (*options, "--sse-customer-key-file") if option not in told]
+
+    @pytest.mark.parametrize("text", [False, True], ids=["bytes", "base64"])
+    def test_a_key_from_a_file(self, faulty_s3: FaultyServer, tmp_path: Path, text: bool) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+        file = tmp_path / "key"
+        encoded = base64.b64encode(self.KEY)
+        file.write_bytes(encoded + b"\n" if text else self.KEY)
+        assert run("load", "s3://models/new.pt", "--sse-customer-key-file", str(file)).exit_code == 0
+        sent = faulty_s3.requests[0].headers["x-amz-server-side-encryption-customer-key"]
+        assert sent == encoded.decode()
+
+    def test_a_key_that_is_none(self, model: Path, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        file.write_text("5ec3e7")
+        result = run("load", str(model), "--sse-customer-key-file", str(file))
+        assert result.exit_code == 2
+        assert "5ec3e7" not in result.output
+        assert run("load", str(model), "--sse-customer-key-file", str(tmp_path / "none")).exit_code == 2
+
+    def test_who_pays(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.put("models/new.pt", MODEL)
+        assert run("load", "s3://models/new.pt", "--requester-pays").exit_code == 0
+        assert faulty_s3.requests[0].headers["x-amz-request-payer"] == "requester"
+
+    def test_options_that_contradict_each_other(self, model: Path) -> None:
+        assert run("load", str(model), "--external-id", "42").exit_code == 2
+        assert run("load", str(model), "--anonymous", "--role-arn", "arn:x").exit_code == 2
+        assert run("load", str(model), "--addressing-style", "odd").exit_code == 2
+
+
 class TestFailing:
     def test_the_message_and_nothing_else(self, tmp_path: Path) -> None:
         result = run("load", str(tmp_path / "missing.pt"))
@@ -218,7 +262,9 @@ def test_the_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"torchwick {torchwick.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["load", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["load", "--help"], ["doctor", "--help"], ["demo", "--help"]]
+)
 def test_help(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0

@@ -12,8 +12,10 @@ from conftest import run_python
 
 SURFACE = [
     "AccessDeniedError",
+    "Check",
     "Client",
     "CredentialsError",
+    "Diagnosis",
     "FormatError",
     "LoadReport",
     "MemoryLimitError",
@@ -27,6 +29,7 @@ SURFACE = [
     "TransferError",
     "URIError",
     "UnsafePickleError",
+    "doctor",
     "load",
 ]
 

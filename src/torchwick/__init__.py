@@ -6,6 +6,7 @@
 
 from torchwick.client import Client
 from torchwick.config import S3Config, TransferConfig
+from torchwick.diagnosis import Check, Diagnosis, doctor
 from torchwick.errors import (
     AccessDeniedError,
     CredentialsError,
@@ -26,8 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDeniedError",
+    "Check",
     "Client",
     "CredentialsError",
+    "Diagnosis",
     "FormatError",
     "LoadReport",
     "MemoryLimitError",
@@ -41,5 +44,6 @@ __all__ = [
     "TransferError",
     "URIError",
     "UnsafePickleError",
+    "doctor",
     "load",
 ]

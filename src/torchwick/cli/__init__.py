@@ -8,6 +8,7 @@ import typer
 
 import torchwick
 from torchwick.cli.demo import demo
+from torchwick.cli.doctor import doctor
 from torchwick.cli.load import load
 
 __all__ = ["app"]
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals hold requests, and requests hold signatures
 )
 app.command()(load)
+app.command()(doctor)
 app.command()(demo)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -11,9 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from torchwick.errors import TorchwickError
+from torchwick.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TorchwickError
 
 __all__ = ["told"]
+
+_CLEAR = (ObjectChangedError, ObjectNotFoundError)
+"""Refusals of the store's about which there is nothing more to find out."""
 
 
 @contextlib.contextmanager
@@ -34,8 +38,17 @@ def told(*, as_json: bool) -> Iterator[None]:
             sys.stdout.write("\n")
         else:
             name = Text(type(error).__name__, style="bold red")
-            Console(stderr=True, soft_wrap=True).print(name, Text(str(error)))
+            console = Console(stderr=True, soft_wrap=True)
+            console.print(name, Text(str(error)))
+            if isinstance(error, StoreError) and not isinstance(error, _CLEAR):
+                console.print(Text(f"To find out more: torchwick doctor {_shown(error)}", style="dim"))
         raise typer.Exit(1) from error
+
+
+def _shown(error: StoreError) -> str:
+    """Return the URI as a shell takes it; only its name where it was too secret to be kept."""
+    uri = error.uri
+    return "URI" if uri is None or uri.endswith("?…") else shlex.quote(uri)
 
 
 def _facts(error: Exception) -> dict[str, object]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import torchwick
 from torchwick.cli.failing import told
+from torchwick.cli.options import s3_options
 from torchwick.config import S3Config, TransferConfig
 from torchwick.report import LoadReport
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
+@s3_options
 def load(
     uri: Annotated[str, typer.Argument(help="s3://bucket/key, https://…, or a local path.")],
     *,
@@ -29,10 +31,7 @@ def load(
     weights_only: Annotated[
         bool, typer.Option(help="Refuse pickles that import anything but tensors and containers.")
     ] = True,
-    profile: Annotated[str | None, typer.Option(help="A profile of the AWS configuration.")] = None,
-    region: Annotated[str | None, typer.Option(help="The AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="An S3-compatible server.")] = None,
-    anonymous: Annotated[bool, typer.Option("--anonymous", help="Send unsigned requests.")] = False,
+    s3: S3Config,
     connections: Annotated[
         int | None, typer.Option(min=1, help="Connections at once; adapts if left out.")
     ] = None,
@@ -50,7 +49,7 @@ def load(
             weights_only=weights_only,
             progress=sys.stderr.isatty(),
             on_report=reports.append,
-            s3=S3Config(profile=profile, region=region, endpoint_url=endpoint_url, anonymous=anonymous),
+            s3=s3,
             transfer=TransferConfig(connections=connections or "auto", memory_limit=memory_limit),
         )
     facts = _facts(look(value), reports[0])
