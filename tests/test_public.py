@@ -17,6 +17,7 @@ SURFACE = [
     "CredentialsError",
     "Diagnosis",
     "FormatError",
+    "IntegrityError",
     "LoadReport",
     "MemoryLimitError",
     "ObjectChangedError",

@@ -13,6 +13,7 @@ from torchwick.report import LoadReport, ProgressCallback
 
 if TYPE_CHECKING:
     from torchwick.loading.devices import MapLocation
+    from torchwick.loading.verification import Verify
 
 __all__ = ["Client"]
 
@@ -44,6 +45,8 @@ class Client:
         map_location: MapLocation = None,
         *,
         weights_only: bool = True,
+        verify: Verify = "auto",
+        sha256: str | None = None,
         progress: bool | ProgressCallback = False,
         on_report: Callable[[LoadReport], object] | None = None,
     ) -> Any:
@@ -52,6 +55,8 @@ class Client:
             uri,
             map_location,
             weights_only=weights_only,
+            verify=verify,
+            sha256=sha256,
             progress=progress,
             on_report=on_report,
             s3=self.s3,

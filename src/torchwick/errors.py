@@ -4,6 +4,7 @@
     ├─ URIError(ValueError)                   the address itself is wrong
     ├─ FormatError(ValueError)                truncated, corrupt, or not a model
     │  └─ UnsafePickleError                   weights_only refused what the pickle wants to import
+    ├─ IntegrityError                         the bytes are not those that were stored, or pinned
     ├─ MemoryLimitError(MemoryError)          the load would hold more than it was allowed to
     └─ StoreError                             the place where the bytes live said no
        ├─ CredentialsError                    none found, expired, or rejected
@@ -26,6 +27,7 @@ __all__ = [
     "AccessDeniedError",
     "CredentialsError",
     "FormatError",
+    "IntegrityError",
     "MemoryLimitError",
     "ObjectChangedError",
     "ObjectNotFoundError",
@@ -95,6 +97,35 @@ class UnsafePickleError(FormatError):
     def __init__(self, message: str, *, refused: tuple[str, ...] = (), **where: Any) -> None:
         super().__init__(message, **where)
         self.refused = refused
+
+
+class IntegrityError(TorchwickError):
+    """The bytes are not those that were stored, or that the caller pinned; nothing of them is returned.
+
+    Attributes:
+        algorithm: the checksum that differs, such as ``"crc64nvme"`` or ``"sha256"``; None where there was
+            none to compare.
+        expected: what it had to be, in hexadecimal digits, or None.
+        found: what it is, or None.
+    """
+
+    algorithm: str | None
+    expected: str | None
+    found: str | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        algorithm: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        **where: Any,
+    ) -> None:
+        super().__init__(message, **where)
+        self.algorithm = algorithm
+        self.expected = expected
+        self.found = found
 
 
 class MemoryLimitError(TorchwickError, MemoryError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
+    from torchwick.loading.verification import Verify
 
 __all__ = ["load"]
 
@@ -29,6 +30,8 @@ def load(
     map_location: MapLocation = None,
     *,
     weights_only: bool = True,
+    verify: Verify = "auto",
+    sha256: str | None = None,
     progress: bool | ProgressCallback = False,
     on_report: Callable[[LoadReport], object] | None = None,
     s3: S3Config | None = None,
@@ -46,6 +49,11 @@ def load(
         map_location: where storages go, as for ``torch.load``.
         weights_only: refuse pickles that import anything but tensors and plain containers. With False, the
             file may run any code: only for files whose maker you trust as you would trust their programs.
+        verify: ``"auto"`` holds the bytes against the checksum that S3 keeps of the object, if it keeps one
+            and all of the object is read; True fails where that cannot be done; False does not ask for it.
+            `LoadReport.verified` says what came of it.
+        sha256: the SHA-256 that the file has to have, 64 hexadecimal digits: exactly this file, or none.
+            With ``weights_only=False`` nothing of it runs before that is certain.
         progress: True for a bar on standard error, or a function that is called with a `Progress` about ten
             times a second, on this thread.
         on_report: called once with the `LoadReport` of a load that succeeded.
@@ -59,6 +67,9 @@ def load(
     Raises:
         URIError: `uri` is no address.
         FormatError: the object is no model, or corrupt. `UnsafePickleError` if ``weights_only`` refused it.
+        IntegrityError: the bytes are not those that S3 stored, or not the file that ``sha256`` asks for; or
+            ``verify=True``, and there is nothing to verify them by.
+        ValueError: ``sha256`` is no SHA-256; or no bytes are read (device ``meta``) that could be verified.
         MemoryLimitError: torch's loader for it needs a second copy beyond ``TransferConfig.memory_limit``.
         StoreError: it cannot be read: `CredentialsError`, `ObjectNotFoundError`, `AccessDeniedError`,
             `ObjectChangedError` and `TransferError` say why.
@@ -73,14 +84,18 @@ def load(
     """
     # Imported here, so that importing torchwick costs no import of HTTP and TLS.
     from torchwick.loading.source import Source
+    from torchwick.loading.verification import expecting, parse_sha256
     from torchwick.store import open_store
 
     started = time.perf_counter()
-    address, config = parse(uri), transfer or TransferConfig()
+    address, config, digest = parse(uri), transfer or TransferConfig(), parse_sha256(sha256)
     store = open_store(address, s3 or S3Config(), config.timeout)
     with watched(progress) as on_progress:
         source = Source(store, address, config, on_progress)
-        outcome = _load(source, map_location, weights_only=weights_only)
+        with expecting(store, source.info, verify=verify, sha256=digest) as source.expected:
+            outcome = _load(source, map_location, weights_only=weights_only)
+    if source.verified is None and (verify is True or digest is not None):
+        raise ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")
     report = _report(source, outcome, time.perf_counter() - started)
     _log.info("loaded %s: %s", report.uri, report)
     if on_report is not None:
@@ -114,5 +129,5 @@ def _report(source: Source, outcome: Outcome, seconds: float) -> LoadReport:
         seconds=seconds,
         etag=info.etag,
         version=info.version,
-        verified=None,
+        verified=source.verified,
     )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
+from torchwick.loading.verification import Expected, PinnedDigest
+from torchwick.loading.whole import Whole, complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
 from torchwick.store.local import LocalStore
-from torchwick.transfer import Fill, RangeCache, Tally, Transfer, plan, read_stream
+from torchwick.transfer import Fill, Part, RangeCache, Tally, Transfer, Witness, plan, read_stream
 from torchwick.uri import URI
 
 __all__ = ["Source"]
+
+_WORTH_READING = 1 << 20  # bytes of an object that are read for nothing but to verify it, unless asked to
+_log = logging.getLogger("torchwick")
 
 
 class Source:
@@ -39,6 +46,10 @@ class Source:
         self.cache = RangeCache(store, uri, config)
         self.size = self.info.size
         """Bytes of the object; None as long as they are not known."""
+        self.expected: Callable[[], Expected | None] = lambda: None
+        """Tells what the bytes have to come to, if anything is known of that."""
+        self.verified: str | None = None
+        """The checksum that the bytes were held against, once they were."""
 
     @property
     def info(self) -> ObjectInfo:
@@ -51,15 +62,46 @@ class Source:
         return self.cache.tally + self._filled
 
     def fill(self, fills: Sequence[Fill]) -> None:
-        """Read every range into its memory.
+        """Read every range into its memory, and verify the object if there is something to verify it by.
 
         Raises:
             StoreError: a range could not be read; the memory is then in no defined state.
+            IntegrityError: the bytes are not those that were stored, or pinned.
         """
-        parts = plan(self.info, fills, self.config.part_size)
+        expected = self.expected()
+        whole = None if expected is None else self._whole(fills, expected)
+        if whole is None:
+            self._transfer(plan(self.info, fills, self.config.part_size), None)
+        else:
+            self._transfer_verified(whole, expected)
+
+    def _whole(self, fills: Sequence[Fill], expected: Expected) -> Whole | None:
+        """Complete `fills` to the whole object, or return None where that would cost more than it is worth."""
+        whole = complete(fills, self.cache, self.info.size, expected.stops)
+        if whole is not None and (expected.required or whole.extra <= _WORTH_READING):
+            return whole
+        _log.info("%s: not verified: it is read in part only", self.uri)
+        return None
+
+    def _transfer_verified(self, whole: Whole, expected: Expected) -> None:
+        parts = plan(self.info, whole.fills, self.config.part_size, expected.stops)
+        witness = expected.witness({part.start: part.buffers for part in parts} | whole.known)
+        for start, (data,) in whole.known.items():
+            witness.arrived(start, start + len(data), witness.update(data, 0))
+        self._transfer(parts, witness)
+        expected.check(witness, self.uri)
+        self.verified = expected.name
+
+    def _transfer(self, parts: Sequence[Part], witness: Witness | None) -> None:
         total = sum(map(len, parts))
-        transfer = Transfer(self._store, parts, self.config, lambda done, n: self._tell(done, total, n))
-        self._filled += transfer.run()
+        self._filled += Transfer(
+            self._store,
+            parts,
+            self.config,
+            lambda done, connections: self._tell(done, total, connections),
+            self.cache.budget,
+            witness,
+        ).run()
         self._tell(total, total, 0)
 
     def pour(self, file: BinaryIO, check: Callable[[int], None]) -> None:
@@ -71,9 +113,16 @@ class Source:
 
         Raises:
             StoreError: it could not be read.
+            IntegrityError: the bytes are not those that were pinned.
         """
-        self._filled += read_stream(self._store, self.info, self.config, file, check)
+        budget = self.cache.budget
+        self._filled += read_stream(self._store, self.info, self.config, file, check, budget=budget)
         self.size = file.tell()
+        expected = self.expected()
+        if isinstance(expected, PinnedDigest):
+            file.seek(0)
+            expected.compare(hashlib.file_digest(file, "sha256").hexdigest(), self.uri)
+            self.verified = expected.name
 
     def reopened(self, path: str) -> Source:
         """Return the same object as the file it was written into."""

@@ -149,6 +149,11 @@ class Store(Protocol):
         """Whether bytes are decrypted on the way, which costs processor time for each connection."""
         ...
 
+    @property
+    def keeps_checksums(self) -> bool:
+        """Whether it is worth asking for an object's checksum."""
+        ...
+
     def connect(self) -> Connection:
         """Return a connection that no one else uses, over a line kept alive where there is one."""
         ...

@@ -17,6 +17,7 @@ class LocalStore:
     """Files of this machine."""
 
     secure = False
+    keeps_checksums = False
 
     def connect(self) -> LocalConnection:
         """Return a connection of its own for one thread."""

@@ -82,6 +82,8 @@ class S3Store:
         timeout: seconds without a byte after which a connection counts as dead.
     """
 
+    keeps_checksums = True
+
     def __init__(self, config: S3Config, timeout: float) -> None:
         self._config = config
         self._timeout = timeout

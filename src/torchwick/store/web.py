@@ -42,6 +42,8 @@ class WebStore:
         secure: whether the addresses are ``https``.
     """
 
+    keeps_checksums = False
+
     def __init__(self, config: S3Config, timeout: float, *, secure: bool) -> None:
         self._config = config
         self._lines = LinePool(timeout, lambda: self._tls)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from awscrt import checksums
 
-__all__ = ["ALGORITHMS", "Algorithm", "Digest", "Piece", "Sums", "Witness", "fold"]
+__all__ = ["ALGORITHMS", "Algorithm", "Digest", "NoWitness", "Piece", "Sums", "Witness", "fold"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,17 @@ class Witness(Protocol):
         ...
 
 
+class NoWitness:
+    """Sees nothing."""
+
+    def update(self, data: memoryview, value: int) -> int:  # noqa: ARG002
+        """Return 0."""
+        return value
+
+    def arrived(self, start: int, stop: int, value: int) -> None:
+        """Take no note."""
+
+
 class Sums:
     """Witnesses a transfer: sums every part, and folds the sums.
 
@@ -108,10 +119,6 @@ class Sums:
     def arrived(self, start: int, stop: int, value: int) -> None:
         """Take note of a range that is there, and its checksum."""
         self._pieces.append(Piece(start, stop, value))
-
-    def know(self, start: int, data: memoryview) -> None:
-        """Sum a range that was there before."""
-        self.arrived(start, start + len(data), self.update(data, 0))
 
     def folded(self, stops: Iterable[int]) -> list[int] | None:
         """Return the checksums of the stretches that end at `stops`; see `fold`."""

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from torchwick.config import TransferConfig
 from torchwick.store import Store
 from torchwick.transfer.budget import Budget
+from torchwick.transfer.checksum import NoWitness, Witness
 from torchwick.transfer.job import Job
 from torchwick.transfer.pace import Pace, Reading, cores
 from torchwick.transfer.plan import Part
@@ -38,6 +39,7 @@ class Transfer:
         config: how.
         on_progress: called on the calling thread about ten times a second with (bytes there, connections).
         budget: what the load may spend on failures; by default one for this transfer alone.
+        witness: sees what arrives, on the threads that read; by default no one does.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Transfer:
         config: TransferConfig,
         on_progress: Callable[[int, int], object] | None = None,
         budget: Budget | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._store = store
         self._parts = parts
         self._config = config
         self._on_progress = on_progress
         self._budget = budget or Budget(config)
+        self._witness = witness or NoWitness()
         self._waiting: collections.deque[Job] = collections.deque()
         self._surplus: collections.deque[bool] = collections.deque()
         self._readers: list[Reader] = []
@@ -67,7 +71,7 @@ class Transfer:
         if not self._parts:
             return Tally()
         self._budget.begin()
-        self._waiting.extend(Job(part, self._config, self._budget) for part in self._parts)
+        self._waiting.extend(Job(part, self._config, self._budget, self._witness) for part in self._parts)
         # A part has at most a worker and a racer at once.
         with ThreadPoolExecutor(2 * len(self._parts), thread_name_prefix="torchwick-read") as pool:
             try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torchwick.config import TransferConfig
 from torchwick.transfer.budget import Budget
+from torchwick.transfer.checksum import Witness
 from torchwick.transfer.memory import populate
 from torchwick.transfer.plan import Part
 from torchwick.transfer.reader import Reader
@@ -21,19 +22,29 @@ _POPULATED = 32 << 20  # bytes of memory touched while an answer is awaited: mor
 
 @dataclass
 class Cursor:
-    """Where the next byte of a part goes."""
+    """Where the next byte of a part goes, and what the bytes before it come to.
+
+    Attributes:
+        position: the next byte, in the object.
+        ahead: the memory that is still to be filled.
+        witness: sees what arrives.
+        value: the checksum of what is there.
+    """
 
     position: int
-    ahead: collections.deque[memoryview] = field(default_factory=collections.deque)
+    ahead: collections.deque[memoryview]
+    witness: Witness
+    value: int = 0
 
     @classmethod
-    def at_start(cls, part: Part) -> Cursor:
+    def at_start(cls, part: Part, witness: Witness) -> Cursor:
         """Return the cursor of a part of which nothing is there."""
-        return cls(part.start, collections.deque(part.buffers))
+        return cls(part.start, collections.deque(part.buffers), witness)
 
     def advance(self, count: int) -> None:
         """Go on by so many bytes, at most to the end of the buffer that comes next."""
         self.position += count
+        self.value = self.witness.update(self.ahead[0][:count], self.value)
         rest = self.ahead[0][count:]
         if len(rest):
             self.ahead[0] = rest
@@ -73,9 +84,9 @@ class Job:
         raced: whether a racer came first.
     """
 
-    def __init__(self, part: Part, config: TransferConfig, budget: Budget) -> None:
+    def __init__(self, part: Part, config: TransferConfig, budget: Budget, witness: Witness) -> None:
         self.part = part
-        self.cursor = Cursor.at_start(part)
+        self.cursor = Cursor.at_start(part, witness)
         self.retry = Retry(part.object.uri, part.start, config.max_attempts, budget)
         self.since = 0.0
         self.throttled = False
@@ -98,7 +109,7 @@ class Job:
     def restart(self) -> int:
         """Begin again, and return how many bytes that undoes."""
         undone = self.cursor.position - self.part.start
-        self.cursor = Cursor.at_start(self.part)
+        self.cursor = Cursor.at_start(self.part, self.cursor.witness)
         return undone
 
     def take(self, owner: Reader) -> None:
@@ -127,6 +138,7 @@ class Job:
         if self._offer is not None:
             (start, data), self._offer = self._offer, None
             self.cursor.copy(data[before - start :])
+        self.cursor.witness.arrived(self.part.start, self.part.stop, self.cursor.value)
         return self.cursor.position - before
 
     def enter(self, racer: Reader) -> bool:

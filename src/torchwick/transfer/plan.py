@@ -6,7 +6,8 @@ fills joined, large ones split. Nothing here moves a byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +63,12 @@ def choose_part_size(total: int) -> int:
     return min(max(total // 32, 4 * MIB), 16 * MIB)
 
 
-def plan(object_: ObjectInfo, fills: Iterable[Fill], part_size: int | Literal["auto"] = "auto") -> list[Part]:
+def plan(
+    object_: ObjectInfo,
+    fills: Iterable[Fill],
+    part_size: int | Literal["auto"] = "auto",
+    stops: Sequence[int] = (),
+) -> list[Part]:
     """Join fills that touch and split what is larger than a part.
 
     Args:
@@ -70,6 +76,7 @@ def plan(object_: ObjectInfo, fills: Iterable[Fill], part_size: int | Literal["a
             reads from byte 0 and throws away what lies between the fills.
         fills: ranges that do not overlap, in any order.
         part_size: bytes, or ``"auto"``.
+        stops: offsets, in order, that no part may reach across.
 
     Returns:
         Parts in the order of the object.
@@ -85,16 +92,26 @@ def plan(object_: ObjectInfo, fills: Iterable[Fill], part_size: int | Literal["a
         return _one_stream(object_, ordered)
     size = choose_part_size(sum(len(fill.buffer) for fill in ordered)) if part_size == "auto" else part_size
     parts: list[Part] = []
-    for run in _runs(ordered):
+    for run in _runs(_cut(ordered, stops), frozenset(stops)):
         parts.extend(_split(object_, run, size))
     return parts
 
 
-def _runs(ordered: list[Fill]) -> list[list[Fill]]:
-    """Group fills that touch."""
+def _cut(ordered: list[Fill], stops: Sequence[int]) -> Iterator[Fill]:
+    """Cut fills in two where one of the stops lies within."""
+    for fill in ordered:
+        start, rest = fill.start, fill.buffer
+        for stop in stops[bisect.bisect_right(stops, start) : bisect.bisect_left(stops, fill.stop)]:
+            yield Fill(start, rest[: stop - start])
+            start, rest = stop, rest[stop - start :]
+        yield Fill(start, rest)
+
+
+def _runs(ordered: Iterable[Fill], stops: Container[int]) -> list[list[Fill]]:
+    """Group fills that touch, with no stop between them."""
     runs: list[list[Fill]] = []
     for fill in ordered:
-        if runs and runs[-1][-1].stop == fill.start:
+        if runs and runs[-1][-1].stop == fill.start and fill.start not in stops:
             runs[-1].append(fill)
         else:
             runs.append([fill])

@@ -53,6 +53,11 @@ class RangeCache:
                 return piece[start - at : stop - at]
         return None
 
+    def edges(self, start: int, stop: int) -> list[int]:
+        """Return the offsets within ``[start, stop)`` where what is known begins or ends."""
+        ends = (edge for at, piece in self._pieces for edge in (at, at + len(piece)))
+        return [edge for edge in ends if start < edge < stop]
+
     def read(self, start: int, stop: int) -> memoryview:
         """Return ``[start, stop)``, fetched if need be together with what follows it.
 
