@@ -40,7 +40,7 @@ ONE_PART = TransferConfig(part_size=2 * SIZE, connections=1, timeout=5)
 PARTS = TransferConfig(part_size=MIB, connections=4, timeout=5)
 LAST = (4 * MIB, SIZE)
 STARTS = range(0, SIZE, MIB)
-PROMPT = 2.0  # seconds; every timeout that must not be what ends a load is far longer
+PROMPT = 4.0  # seconds, on a busy machine; every timeout that must not be what ends a load is far longer
 SHORT = 0.3  # seconds; the timeout that is
 
 
