@@ -64,6 +64,7 @@ class World:
     Attributes:
         server: that server; it holds a good model at `URI`.
         secure: another one, over TLS, with a certificate that only the tests trust.
+        misnamed: a third, whose certificate is for another host.
         seaweed: a real S3 server with a good model at `URI`.
         relay: a proxy that wants a password.
         closed_port: a port where nothing listens.
@@ -73,6 +74,7 @@ class World:
 
     server: FaultyServer
     secure: FaultyServer
+    misnamed: FaultyServer
     seaweed: SeaweedFS
     relay: Relay
     closed_port: int
@@ -475,6 +477,17 @@ def unreachable(world: World) -> None:
 @cause("A host that no one knows", torchwick.TransferError, "name")
 def unknown_host(world: World) -> None:
     world.patch.setenv("AWS_ENDPOINT_URL", "http://s3.invalid")
+
+
+@cause("A certificate for another host", torchwick.TransferError, "another host's")
+def other_host(world: World) -> None:
+    world.patch.setenv("AWS_ENDPOINT_URL", world.misnamed.endpoint_url)
+    world.patch.setenv("AWS_CA_BUNDLE", str(world.secure.ca_file))
+
+
+@cause("A proxy that is not there", torchwick.TransferError, "HTTP_PROXY")
+def no_proxy(world: World) -> None:
+    world.patch.setenv("HTTP_PROXY", f"http://127.0.0.1:{world.closed_port}")
 
 
 @cause("A certificate that is not trusted", torchwick.TransferError, "AWS_CA_BUNDLE")

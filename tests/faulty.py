@@ -90,7 +90,6 @@ class FaultyServer:
     Attributes:
         requests: every request, in the order of arrival.
         connections: how many connections were opened.
-        under_way: requests that are being answered now.
         most_at_once: requests under way beyond which more are answered with SlowDown; None for no limit.
         reset_handshakes: connections, counted from 0, that are reset at the client's first byte: over TLS in
             the handshake.
@@ -108,7 +107,7 @@ class FaultyServer:
         self.connections = 0
         self.most_at_once: int | None = None
         self.reset_handshakes = range(0)
-        self.under_way = 0
+        self._under_way = 0
         self.ca_file = ca_file
         self._objects: dict[str, StoredObject] = {}
         self._rules: list[Rule] = []
@@ -193,13 +192,13 @@ class FaultyServer:
     def admitted(self) -> Iterator[bool]:
         """Count a request as under way, and tell whether it is one of those that are answered."""
         with self._lock:
-            self.under_way += 1
-            admitted = self.most_at_once is None or self.under_way <= self.most_at_once
+            self._under_way += 1
+            admitted = self.most_at_once is None or self._under_way <= self.most_at_once
         try:
             yield admitted
         finally:
             with self._lock:
-                self.under_way -= 1
+                self._under_way -= 1
 
     def answer(self, request: Request, *, admitted: bool = True) -> Reply:
         """Record the request and make the reply to it, faults applied."""

@@ -86,6 +86,9 @@ def _bring_about(
     with ExitStack() as open_, pytest.MonkeyPatch.context() as patch:
         server = open_.enter_context(FaultyServer())
         secure = open_.enter_context(FaultyServer(authority=authority, ca_file=ca_file))
+        misnamed = open_.enter_context(
+            FaultyServer(authority=authority, ca_file=ca_file, hosts=("elsewhere.example.com",))
+        )
         relay = open_.enter_context(Relay(password="open sesame"))
         open_.enter_context(aws_environment(server.environment()))
         for name, value in {
@@ -98,7 +101,7 @@ def _bring_about(
         patch.delenv("NO_PROXY")
         patch.chdir(folder)
         server.put("models/resnet.pt", MODEL)
-        world = World(server, secure, seaweed, relay, 9, folder, patch)
+        world = World(server, secure, misnamed, seaweed, relay, 9, folder, patch)
         uri = each.arrange(world) or each.uri
         log = open_.enter_context(_everything_logged())
         with pytest.raises(torchwick.TorchwickError) as caught:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchwick.config import S3Config, TransferConfig
+from torchwick.diagnosis import Diagnosis, doctor
 from torchwick.loading import load
 from torchwick.report import LoadReport, ProgressCallback
 
@@ -62,3 +63,7 @@ class Client:
             s3=self.s3,
             transfer=self.transfer,
         )
+
+    def doctor(self, uri: str | os.PathLike[str] | None = None) -> Diagnosis:
+        """Say what a load would meet, step by step: see `torchwick.doctor`."""
+        return doctor(uri, s3=self.s3, transfer=self.transfer)

@@ -161,7 +161,6 @@ class S3Store:
         Raises:
             StoreError: S3 refused, or no request could be made.
         """
-        self._current.exchange = exchange
         known_client = self.__dict__.get("client")
         try:
             return self._repeat(exchange) or self._ask(exchange)
@@ -203,6 +202,7 @@ class S3Store:
         uri = exchange.uri
         try:
             self._asked_as = self._finder.find(self.session, exchange.line, exchange.since)
+            self._current.exchange = exchange
             call = getattr(self.client, exchange.operation.call)
             exchange.told = call(**self._arguments(uri), **exchange.operation.arguments, **exchange.arguments)
         except ClientError as error:
@@ -219,6 +219,8 @@ class S3Store:
             raise error.with_traceback(None) from None
         except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
             raise endpoint_refused(error, uri) from error.with_traceback(None)
+        finally:
+            self._current.exchange = None
         return exchange.answer
 
     def _arguments(self, uri: URI) -> dict[str, Any]:
@@ -253,9 +255,11 @@ class S3Store:
             return known or why_denied(self.client, uri)
         return None
 
-    def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
-        """Stand in for botocore's own sending."""
+    def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        """Stand in for botocore's own sending, or leave it to that where no line waits for the answer."""
         exchange = self._current.exchange
+        if exchange is None:
+            return None
         headers = Headers(
             {
                 name: value.decode() if isinstance(value, bytes) else value
@@ -331,7 +335,7 @@ class _Exchange:
 
 
 class _Current(threading.local):
-    exchange: _Exchange
+    exchange: _Exchange | None = None
 
 
 def _private(endpoint: str) -> bool:

@@ -37,7 +37,8 @@ def make_session(config: S3Config, timeout: float) -> botocore.session.Session:
     # Nobody reads the answers' dates, and parsing one is a tenth of a request's cost.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     # For the services that give credentials: a profile's role is assumed through clients of botocore's own.
-    session.set_default_client_config(Config(connect_timeout=timeout, read_timeout=timeout))
+    patient = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 2})
+    session.set_default_client_config(patient)
     if config.role_arn is not None:
         own = session.get_component("credential_provider")
         resolver = CredentialResolver([_RoleProvider(session, own, config)])

@@ -79,7 +79,7 @@ class Job:
         part: what is read.
         cursor: how far it is.
         retry: the failures so far; they stay with the part, whoever reads it next.
-        since: when its present owner began, or a race for it was lost.
+        since: from when on its lateness is counted: its owner began, its throttling ended, or a race failed.
         throttled: whether the store's last answer to it was that it is busy.
         raced: whether a racer came first.
     """
@@ -116,6 +116,11 @@ class Job:
         """Become the owner."""
         with self._lock:
             self._owner, self.since = owner, time.monotonic()
+
+    def answered(self) -> None:
+        """Note that the store sends bytes: the time for which it asked to be left alone is no lateness."""
+        if self.throttled:
+            self.since, self.throttled = time.monotonic(), False
 
     def put_back(self) -> bool:
         """Leave the part to another owner, unless a race for it is on."""

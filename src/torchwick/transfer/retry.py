@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import random
+import re
 import socket
 import ssl
 import time
@@ -108,9 +109,16 @@ def _asked(error: Exception) -> float:
 
 
 def _describe(error: Exception) -> str:
+    if isinstance(error, BusyError):
+        return str(error).removeprefix(f"{error.uri}: ")
     if isinstance(error, TimeoutError):
         return "no byte came for as long as TransferConfig.timeout allows"
+    if isinstance(error, OSError) and error.strerror:
+        return _NOISE.sub("", error.strerror)
     return str(error) or type(error).__name__
+
+
+_NOISE = re.compile(r"\[SSL[^]]*\] |\.? \(_ssl\.c:\d+\)")  # where in OpenSSL's sources and Python's
 
 
 _TOO_MANY = (
@@ -131,9 +139,18 @@ def _hint(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "The host's name is unknown: check the endpoint, the region and the DNS."
     if isinstance(error, ssl.SSLCertVerificationError):
-        return "The server's certificate is not trusted: set AWS_CA_BUNDLE to the authority that signed it."
+        return _CERTIFICATE.get(error.verify_code, "Set AWS_CA_BUNDLE to the authority that signed it.")
+    if isinstance(error, ConnectionRefusedError) and "the proxy" in str(error):
+        return "No proxy listens there: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
     if isinstance(error, ConnectionRefusedError):
         return "Nothing listens there: check AWS_ENDPOINT_URL, its port, and that the server runs."
     if isinstance(error, BusyError):
         return "The store is overloaded: try later, or with fewer connections."
     return "Check the network between this machine and the store."
+
+
+_CERTIFICATE = {  # by OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH and _CERT_HAS_EXPIRED
+    62: "The certificate is another host's: check the endpoint.",
+    64: "The certificate is another host's: check the endpoint.",
+    10: "The certificate has expired, or this machine's clock is wrong.",
+}

@@ -107,7 +107,7 @@ class Worker(Reader):
         part, cursor = job.part, job.cursor
         self.tally.requests += 1
         body = connection.get(part.object.uri, cursor.position, part.stop, part.object, cursor.populate)
-        job.throttled = False
+        job.answered()
         try:
             self._read_body(SteadyBody(body, self._config.timeout, self._budget), cursor)
         finally:
