@@ -44,7 +44,7 @@ class Served:
     ) -> Tally:
         """Read the object into `memory`."""
         parts = plan(self.info, [Fill(0, memoryview(self.memory))], config.part_size)
-        return Transfer(self.store, parts, config, on_progress, budget).run()
+        return Transfer(self.store, parts, config, on_progress, budget=budget).run()
 
     def patient(self, timeout: float) -> Served:
         """The same object, read with another timeout."""

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torchwick.config import S3Config, TransferConfig
@@ -92,6 +93,7 @@ def load(
     store = open_store(address, s3 or S3Config(), config.timeout)
     with watched(progress) as on_progress:
         source = Source(store, address, config, on_progress)
+        source.pinned = digest is not None
         with expecting(store, source.info, verify=verify, sha256=digest) as source.expected:
             outcome = _load(source, map_location, weights_only=weights_only)
     if source.verified is None and (verify is True or digest is not None):
@@ -107,8 +109,13 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
     # torch is imported here, after the address, the store and the object proved good.
     kind = sniff(source.cache.head, source.uri)
     from torchwick.loading.filled import load_safetensors
+    from torchwick.loading.spooled import spool
     from torchwick.loading.torch_files import Outcome, load_legacy, load_tar, load_zip
 
+    if source.pinned and source.size is None:  # a digest is of all there is, and only its end tells how much
+        with spool(source, second_copy=True) as path:
+            outcome = _load(source.reopened(path), map_location, weights_only=weights_only)
+        return replace(outcome, method="spooled")
     if kind == "safetensors":
         return Outcome(load_safetensors(source, map_location), "safetensors", "filled")
     loaders = {"zip": load_zip, "legacy": load_legacy, "tar": load_tar}

@@ -9,16 +9,17 @@ from typing import BinaryIO
 
 from torchwick.config import TransferConfig
 from torchwick.loading.verification import Expected, PinnedDigest
-from torchwick.loading.whole import Whole, complete
+from torchwick.loading.whole import complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
 from torchwick.store.local import LocalStore
-from torchwick.transfer import Fill, Part, RangeCache, Tally, Transfer, Witness, plan, read_stream
+from torchwick.transfer import Fill, NoWitness, Part, RangeCache, Tally, Transfer, Witness, plan, read_stream
 from torchwick.uri import URI
 
 __all__ = ["Source"]
 
 _WORTH_READING = 1 << 20  # bytes of an object that are read for nothing but to verify it, unless asked to
+_DIGESTED = 1 << 20  # bytes at once
 _log = logging.getLogger("torchwick")
 
 
@@ -46,6 +47,8 @@ class Source:
         self.cache = RangeCache(store, uri, config)
         self.size = self.info.size
         """Bytes of the object; None as long as they are not known."""
+        self.pinned = False
+        """Whether the caller gave the digest of the file."""
         self.expected: Callable[[], Expected | None] = lambda: None
         """Tells what the bytes have to come to, if anything is known of that."""
         self.verified: str | None = None
@@ -69,38 +72,38 @@ class Source:
             IntegrityError: the bytes are not those that were stored, or pinned.
         """
         expected = self.expected()
-        whole = None if expected is None else self._whole(fills, expected)
-        if whole is None:
-            self._transfer(plan(self.info, fills, self.config.part_size), None)
-        else:
-            self._transfer_verified(whole, expected)
+        if expected is None or not self._verify(expected, fills):
+            self._transfer(plan(self.info, fills, self.config.part_size), NoWitness())
 
-    def _whole(self, fills: Sequence[Fill], expected: Expected) -> Whole | None:
-        """Complete `fills` to the whole object, or return None where that would cost more than it is worth."""
+    def _verify(self, expected: Expected, fills: Sequence[Fill]) -> bool:
+        """Fill as part of the whole object, and hold that against what is expected.
+
+        Returns:
+            False, and nothing is filled, where that would cost more than it is worth.
+        """
         whole = complete(fills, self.cache, self.info.size, expected.stops)
-        if whole is not None and (expected.required or whole.extra <= _WORTH_READING):
-            return whole
-        _log.info("%s: not verified: it is read in part only", self.uri)
-        return None
-
-    def _transfer_verified(self, whole: Whole, expected: Expected) -> None:
+        if whole is None or (whole.extra > _WORTH_READING and not expected.required):
+            _log.info("%s: not verified: it is read in part only", self.uri)
+            return False
         parts = plan(self.info, whole.fills, self.config.part_size, expected.stops)
         witness = expected.witness({part.start: part.buffers for part in parts} | whole.known)
-        for start, (data,) in whole.known.items():
-            witness.arrived(start, start + len(data), witness.update(data, 0))
+        for start, pieces in whole.known.items():
+            for data in pieces:
+                witness.arrived(start, start + len(data), witness.update(data, 0))
         self._transfer(parts, witness)
         expected.check(witness, self.uri)
         self.verified = expected.name
+        return True
 
-    def _transfer(self, parts: Sequence[Part], witness: Witness | None) -> None:
+    def _transfer(self, parts: Sequence[Part], witness: Witness) -> None:
         total = sum(map(len, parts))
         self._filled += Transfer(
             self._store,
             parts,
             self.config,
             lambda done, connections: self._tell(done, total, connections),
-            self.cache.budget,
-            witness,
+            budget=self.cache.budget,
+            witness=witness,
         ).run()
         self._tell(total, total, 0)
 
@@ -120,8 +123,7 @@ class Source:
         self.size = file.tell()
         expected = self.expected()
         if isinstance(expected, PinnedDigest):
-            file.seek(0)
-            expected.compare(hashlib.file_digest(file, "sha256").hexdigest(), self.uri)
+            expected.compare(_digest(file), self.uri)
             self.verified = expected.name
 
     def reopened(self, path: str) -> Source:
@@ -133,3 +135,11 @@ class Source:
     def _tell(self, done: int, total: int, connections: int) -> None:
         if self._on_progress is not None:
             self._on_progress(Progress(str(self.uri), done, total, connections))
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while data := file.read(_DIGESTED):
+        digest.update(data)
+    return digest.hexdigest()

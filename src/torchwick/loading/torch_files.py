@@ -65,7 +65,7 @@ def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool
     """Load the format of torch before 1.6."""
     legacy = read_legacy(source.cache.read, source.info.size, source.uri)
     facts = legacy.facts
-    if source.info.size is not None:
+    if source.info.size is not None and _may_run_first(source, weights_only=weights_only):
         loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch legacy", "deferred")
@@ -95,7 +95,7 @@ def _load_saved(
     facts = None if layout is None else _look(source, layout)
     if facts is not None:
         check_storages(facts, archive, source.uri)
-    if layout is not None and facts is not None:
+    if layout is not None and facts is not None and _may_run_first(source, weights_only=weights_only):
         loaded = defer_zip(source, layout, facts, map_location, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch zip", "deferred")
@@ -113,6 +113,11 @@ def _load_saved(
         mmap = mappable and layout is not None and _headers_agree(path, layout)
         value = _torch_load(path, map_location, weights_only=weights_only, mmap=mmap)
     return Outcome(value, "torch zip", "spooled")
+
+
+def _may_run_first(source: Source, *, weights_only: bool) -> bool:
+    """Whether the pickle may run before the bytes are verified: not code that was pinned by a digest."""
+    return weights_only or not source.pinned
 
 
 def _check_unpacked(source: Source, archive: Archive) -> None:

@@ -63,16 +63,20 @@ class StoredSums:
 
     @property
     def name(self) -> str:
+        """Of the checksum."""
         return self.stored.algorithm
 
     @property
     def stops(self) -> Sequence[int]:
+        """Where stretches with a checksum of their own end."""
         return [stop for stop, _ in self.stored.parts]
 
     def witness(self, ranges: Mapping[int, Sequence[memoryview]]) -> Sums:  # noqa: ARG002
+        """Return what sums the bytes as they arrive, in any order."""
         return Sums(ALGORITHMS[self.stored.algorithm])
 
     def check(self, witness: Sums, uri: URI) -> None:
+        """Compare; see `Expected.check`."""
         found = witness.folded(self.stops)
         if found is None:
             raise AssertionError("a verified load has to see every byte")
@@ -92,9 +96,11 @@ class PinnedDigest:
     required: ClassVar[bool] = True
 
     def witness(self, ranges: Mapping[int, Sequence[memoryview]]) -> Digest:
+        """Return what digests the bytes in order."""
         return Digest(ranges)
 
     def check(self, witness: Digest, uri: URI) -> None:
+        """Compare; see `Expected.check`."""
         self.compare(witness.hexdigest(), uri)
 
     def compare(self, found: str, uri: URI) -> None:

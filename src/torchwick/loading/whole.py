@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Whole:
     """
 
     fills: list[Fill]
-    known: dict[int, tuple[memoryview]]
+    known: dict[int, tuple[memoryview, ...]]
     extra: int
 
 
@@ -61,14 +62,8 @@ def _pieces(
     start: int, stop: int, cache: RangeCache, stops: Sequence[int]
 ) -> Iterator[Fill | tuple[int, memoryview]]:
     """Cover a gap by what the cache has of it, and by fills of memory of their own."""
-    edges = sorted(
-        {
-            start,
-            stop,
-            *cache.edges(start, stop),
-            *stops[bisect.bisect(stops, start) : bisect.bisect(stops, stop)],
-        }
-    )
-    for first, last in zip(edges, edges[1:], strict=False):
+    within = stops[bisect.bisect(stops, start) : bisect.bisect(stops, stop)]
+    edges = sorted({start, stop, *within, *cache.edges(start, stop)})
+    for first, last in itertools.pairwise(edges):
         known = cache.find(first, last)
         yield Fill(first, memoryview(bytearray(last - first))) if known is None else (first, known)

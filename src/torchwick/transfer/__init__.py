@@ -1,7 +1,7 @@
 """Moves ranges into memory. Knows plans and buffers; never formats."""
 
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.checksum import ALGORITHMS, Digest, Sums, Witness
+from torchwick.transfer.checksum import ALGORITHMS, Digest, NoWitness, Sums, Witness
 from torchwick.transfer.engine import Transfer
 from torchwick.transfer.plan import Fill, Part, plan
 from torchwick.transfer.ranges import RangeCache
@@ -15,6 +15,7 @@ __all__ = [
     "Budget",
     "Digest",
     "Fill",
+    "NoWitness",
     "Part",
     "RangeCache",
     "Sums",

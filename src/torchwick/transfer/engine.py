@@ -48,6 +48,7 @@ class Transfer:
         parts: Sequence[Part],
         config: TransferConfig,
         on_progress: Callable[[int, int], object] | None = None,
+        *,
         budget: Budget | None = None,
         witness: Witness | None = None,
     ) -> None:
