@@ -166,7 +166,7 @@ class TestEveryFormat:
             stored.kind.method,
         )
         assert report.size == len(stored.content)
-        assert (report.etag, report.version, report.verified) == (stored.etag, None, None)
+        assert (report.etag, report.version, report.verified) == (stored.etag, None, "crc32")
         assert report.retries == 0
         assert report.requests >= report.size // (4 * MIB)
         assert 1 <= report.connections <= 4
