@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from awscrt.checksums import crc64nvme
 
 import torchwick
 from checkpoints.base import save_bytes
@@ -572,6 +573,23 @@ def absurd_tensor(world: World) -> None:
         {"weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
     ).encode()
     world.stores(struct.pack("<Q", len(header)) + header + bytes(100))
+
+
+@cause("Another file than the pinned one", torchwick.IntegrityError, "sha256= asks for", sha256="ab" * 32)
+def another_file(_: World) -> None:
+    """The file is good, but another."""
+
+
+@cause("Nothing to verify by", torchwick.IntegrityError, "no checksum", verify=True)
+def no_checksum(_: World) -> None:
+    """The server keeps none."""
+
+
+@cause("A byte that changed in the store", torchwick.IntegrityError, "crc64nvme")
+def changed_byte(world: World) -> None:
+    told = base64.b64encode(crc64nvme(MODEL).to_bytes(8, "big")).decode()
+    world.stores(MODEL[:400_000] + bytes([MODEL[400_000] ^ 1]) + MODEL[400_001:])
+    world.server.on(SetHeaders({"x-amz-checksum-crc64nvme": told}), method="HEAD")
 
 
 # -- safety ------------------------------------------------------------------------------------------------

@@ -31,6 +31,11 @@ def load(
     weights_only: Annotated[
         bool, typer.Option(help="Refuse pickles that import anything but tensors and containers.")
     ] = True,
+    verify: Annotated[
+        bool | None,
+        typer.Option(help="Hold the bytes against S3's checksum; if left out, where there is one."),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="The SHA-256 that the file has to have.")] = None,
     s3: S3Config,
     connections: Annotated[
         int | None, typer.Option(min=1, help="Connections at once; adapts if left out.")
@@ -47,6 +52,8 @@ def load(
             uri,
             map_location,
             weights_only=weights_only,
+            verify="auto" if verify is None else verify,
+            sha256=sha256,
             progress=sys.stderr.isatty(),
             on_report=reports.append,
             s3=s3,
