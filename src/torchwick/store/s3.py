@@ -16,7 +16,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPException
 from typing import Any
@@ -35,7 +34,7 @@ from torchwick.store.collector import collector_paused
 from torchwick.store.finder import CredentialFinder
 from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.identity import searched
-from torchwick.store.line import Line, trusting
+from torchwick.store.line import trusting
 from torchwick.store.lookaround import why_denied, why_missing
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
@@ -43,35 +42,17 @@ from torchwick.store.redact import redacted_logs
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
 from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
 from torchwick.store.s3_errors import Refusal, about_objects, read_refusal
+from torchwick.store.s3_exchange import GET_OBJECT, HEAD_OBJECT, LIST_PARTS, Exchange, Operation, Signed
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
 
 _GOOD = (200, 206)
 _REDIRECTS = (301, 302, 307)
-_SECRET_HEADERS = (
-    "authorization",
-    "x-amz-s3session-token",
-    "x-amz-security-token",
-    "x-amz-server-side-encryption-customer-key",
-)
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
+_MOST_PARTS = 10_000  # of an upload (Amazon S3 user guide, "Multipart upload limits")
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-_SIGNATURE_LIFE = 60.0  # seconds; S3 refuses a signature after 15 minutes, Express sessions end after 5
-
-
-@dataclass(frozen=True)
-class _Signed:
-    """A request as botocore signed it, but for the headers that vary from part to part."""
-
-    url: str
-    headers: dict[str, str] = field(repr=False)  # the signature and the session token are among them
-    since: float
-
-    @property
-    def fresh(self) -> bool:
-        return time.monotonic() - self.since < _SIGNATURE_LIFE
 
 
 class S3Store:
@@ -90,7 +71,7 @@ class S3Store:
         self._takes_conditions = True
         self._finder = CredentialFinder(config)
         self._asked_as = "nobody yet"
-        self._signed: dict[URI, _Signed] = {}
+        self._signed: dict[URI, Signed] = {}
         self._current = _Current()
         self._lines = LinePool(timeout, lambda: self._tls)
 
@@ -122,7 +103,7 @@ class S3Store:
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
             raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
-        for operation in (_GET, _HEAD, _PARTS):
+        for operation in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS):
             client.meta.events.register(f"before-send.s3.{operation.name}", self._send)
         return client
 
@@ -146,16 +127,15 @@ class S3Store:
         """Return the headers that make the store refuse any other version, if it knows them."""
         return pinning_headers(pinned) if self._takes_conditions else {}
 
-    def drop_conditions(self) -> bool:
-        """Ask without conditions from now on, and return whether they were asked with until now.
+    def drop_conditions(self) -> None:
+        """Ask without conditions from now on.
 
         Some stores answer ``NotImplemented`` to a conditional read. The tag in each answer is compared in any
         case; the condition only spares the bytes of a version that is not wanted.
         """
-        dropped, self._takes_conditions = self._takes_conditions, False
-        return dropped
+        self._takes_conditions = False
 
-    def send(self, exchange: _Exchange) -> HTTPAnswer:
+    def send(self, exchange: Exchange) -> HTTPAnswer:
         """Send a request, and return the answer unread.
 
         Raises:
@@ -171,14 +151,14 @@ class S3Store:
         self._forget(known_client)
         return self._ask(exchange)
 
-    def _repeat(self, exchange: _Exchange) -> HTTPAnswer | None:
+    def _repeat(self, exchange: Exchange) -> HTTPAnswer | None:
         """Send a request signed already, if there is one; None if a new one has to be made.
 
         Raises:
             StoreError: S3 refused.
         """
         signed = self._signed.get(exchange.uri)
-        if exchange.operation is not _GET or signed is None or not signed.fresh:
+        if exchange.operation is not GET_OBJECT or signed is None or not signed.fresh:
             return None
         answer = exchange.send(signed.url, signed.headers)
         if answer.status in _GOOD:
@@ -193,7 +173,7 @@ class S3Store:
         raise self._explained(parsed, exchange)
 
     @redacted_logs()
-    def _ask(self, exchange: _Exchange) -> HTTPAnswer:
+    def _ask(self, exchange: Exchange) -> HTTPAnswer:
         """Have botocore make and sign a request, and send it.
 
         Errors come without the frames of botocore, whose locals hold signatures, tokens and keys, and
@@ -231,7 +211,7 @@ class S3Store:
             arguments["RequestPayer"] = "requester"
         return arguments
 
-    def _explained(self, error: ClientError, exchange: _Exchange) -> StoreError:
+    def _explained(self, error: ClientError, exchange: Exchange) -> StoreError:
         """Say what a refusal means, with what else the store tells of the reason."""
         uri = exchange.uri
         # The refusal of a role says which, not as whom its credentials were to be.
@@ -245,15 +225,14 @@ class S3Store:
         if meaning == "NoSuchKey":
             return why_missing(self.client, uri)
         if meaning == "AccessDenied":
-            known = (
-                _NOT_PUBLIC
-                if self._config.anonymous
-                else _OTHER_KEY
-                if self._config.sse_customer_key
-                else None
-            )
-            return known or why_denied(self.client, uri)
+            return self._setting_to_check or why_denied(self.client, uri)
         return None
+
+    @property
+    def _setting_to_check(self) -> str | None:
+        if self._config.anonymous:
+            return _NOT_PUBLIC
+        return _OTHER_KEY if self._config.sse_customer_key else None
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
         """Stand in for botocore's own sending, or leave it to that where no line waits for the answer."""
@@ -267,75 +246,19 @@ class S3Store:
             }
         )
         answer = exchange.send(request.url, headers)
-        if exchange.operation is _GET and answer.status in _GOOD:
-            self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
+        if exchange.operation is GET_OBJECT and answer.status in _GOOD:
+            self._remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
 
-    def _remember(self, uri: URI, signed: _Signed) -> None:
+    def _remember(self, uri: URI, signed: Signed) -> None:
         for known, old in list(self._signed.items()):
             if not old.fresh:
                 self._signed.pop(known, None)
         self._signed[uri] = signed
 
 
-@dataclass(frozen=True)
-class _Operation:
-    """One of S3's operations that travel over a line.
-
-    Attributes:
-        name: S3's name for it.
-        call: botocore's.
-        method: HTTP's.
-        arguments: what it is always told.
-    """
-
-    name: str
-    call: str
-    method: str = "GET"
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-_GET = _Operation("GetObject", "get_object")
-_HEAD = _Operation("HeadObject", "head_object", "HEAD", {"ChecksumMode": "ENABLED"})
-_PARTS = _Operation(
-    "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ObjectParts"]}
-)
-
-
-@dataclass(repr=False)
-class _Exchange:
-    """A request under way and its answer, known to this thread on both sides of botocore."""
-
-    operation: _Operation
-    uri: URI
-    line: Line
-    since: float
-    """When the load began that this is for."""
-    conditions: dict[str, str] = field(default_factory=dict)
-    """Headers that S3 does not want signed: the range, the version."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """What the operation is told besides the object."""
-    while_waiting: Callable[[], None] | None = None
-    told: dict[str, Any] = field(default_factory=dict)
-    """What botocore made of the answer, if it read it."""
-    answer: HTTPAnswer = field(init=False)
-    secrets: tuple[str, ...] = ()
-    """What was sent and must not be repeated, should the answer repeat it."""
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the object has been seen before, in a version that is asked for again."""
-        return not self.conditions.keys().isdisjoint(("If-Match", "If-Unmodified-Since"))
-
-    def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
-        self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
-        headers = Headers(signed_headers | self.conditions)
-        self.answer = self.line.request(url, headers, self.while_waiting, method=self.operation.method)
-        return self.answer
-
-
 class _Current(threading.local):
-    exchange: _Exchange | None = None
+    exchange: Exchange | None = None
 
 
 def _private(endpoint: str) -> bool:
@@ -361,48 +284,48 @@ class S3Connection(PooledConnection):
         while_waiting: Callable[[], None] | None = None,
     ) -> Body:
         """Ask for a range; see `torchwick.store.base.Connection.get`."""
-        conditions = self._store.pinning_headers(pinned)
-        if pinned is None or pinned.ranged:
-            conditions["Range"] = range_header(start, stop)
+        pins = self._store.pinning_headers(pinned)
+        wanted = {"Range": range_header(start, stop)} if pinned is None or pinned.ranged else {}
+        exchange = self._exchange(GET_OBJECT, uri, pinned)
+        exchange.conditions, exchange.while_waiting = pins | wanted, while_waiting
         try:
-            answer = self._store.send(self._exchange(_GET, uri, conditions, while_waiting=while_waiting))
+            answer = self._store.send(exchange)
         except StoreError as error:
             if pinned is None and error.code in ("InvalidRange", "416"):  # of no bytes, none can be had
                 return EmptyBody(ObjectInfo(uri, 0))
-            if error.code == "NotImplemented" and self._store.drop_conditions():
+            if pins and error.code == "NotImplemented":
+                self._store.drop_conditions()
                 return self.get(uri, start, stop, pinned)
             raise error.about(uri) from error.__cause__
         return ranged_body(uri, answer, start, stop, pinned)
 
     def checksum(self, info: ObjectInfo) -> StoredChecksum | None:
         """Return S3's checksum of the whole, else those of the parts; see `torchwick.store.base`."""
-        conditions = self._store.pinning_headers(info)
+        exchange = self._exchange(HEAD_OBJECT, info.uri, info)
+        exchange.conditions = self._store.pinning_headers(info)
         try:
-            answer = self._store.send(self._exchange(_HEAD, info.uri, conditions))
+            answer = self._store.send(exchange)
             headers = {name.lower(): value for name, value in answer.headers.items()}
             if is_composite(headers):
-                return checksum_of_parts(self._parts(info.uri), info.size or 0)
+                return checksum_of_parts(self._parts(info), info.size or 0)
         except StoreError as error:
             raise error.about(info.uri) from error.__cause__
         return checksum_of_whole(headers, info.size or 0)
 
-    def _parts(self, uri: URI) -> list[dict[str, Any]]:
-        """Return the parts that an object was uploaded in."""
+    def _parts(self, info: ObjectInfo) -> list[dict[str, Any]]:
+        """Return the parts that this version was uploaded in; none where the list is of another version."""
         parts: list[dict[str, Any]] = []
-        more: dict[str, Any] = {"IsTruncated": True, "NextPartNumberMarker": 0}
-        while more.get("IsTruncated"):
-            exchange = self._exchange(_PARTS, uri, {}, PartNumberMarker=more["NextPartNumberMarker"])
+        truncated, last = True, 0
+        while truncated and len(parts) < _MOST_PARTS:
+            exchange = self._exchange(LIST_PARTS, info.uri, info)
+            exchange.arguments = {"PartNumberMarker": last}
             self._store.send(exchange)
-            more = exchange.told.get("ObjectParts", {})
-            parts += more.get("Parts", [])
+            page = exchange.told.get("ObjectParts", {})
+            if exchange.told.get("ETag") != (info.etag or "").strip('"') or not page.get("Parts"):
+                return []
+            parts += page["Parts"]
+            truncated, last = page.get("IsTruncated", False), page.get("NextPartNumberMarker", 0)
         return parts
 
-    def _exchange(
-        self,
-        operation: _Operation,
-        uri: URI,
-        conditions: dict[str, str],
-        while_waiting: Callable[[], None] | None = None,
-        **arguments: Any,
-    ) -> _Exchange:
-        return _Exchange(operation, uri, self._line, self._since, conditions, arguments, while_waiting)
+    def _exchange(self, operation: Operation, uri: URI, pinned: ObjectInfo | None) -> Exchange:
+        return Exchange(operation, uri, self._line, self._since, pinned is not None)
