@@ -57,7 +57,7 @@ def test_it_is_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["torch", "numpy", "botocore", "boto3", "tqdm", "typer", "rich", "http.client"]
+    "module", ["torch", "numpy", "awscrt", "botocore", "boto3", "tqdm", "typer", "rich", "http.client"]
 )
 def test_importing_it_leaves_heavy_modules_alone(module: str) -> None:
     assert run_python(f"import sys, torchwick; print({module!r} in sys.modules)") == "False\n"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torchwick.errors import IntegrityError, ObjectChangedError, StoreError
 from torchwick.store import ObjectInfo, Store, StoredChecksum
-from torchwick.transfer import ALGORITHMS, TRANSIENT, Digest, Sums, Witness
+from torchwick.transfer import TRANSIENT, Digest, Sums, Witness, algorithm
 from torchwick.uri import URI
 
 __all__ = ["Expected", "PinnedDigest", "StoredSums", "Verify", "expecting", "nothing_kept", "parse_sha256"]
@@ -73,7 +73,7 @@ class StoredSums:
 
     def witness(self, ranges: Mapping[int, Sequence[memoryview]]) -> Sums:  # noqa: ARG002
         """Return what sums the bytes as they arrive, in any order."""
-        return Sums(ALGORITHMS[self.stored.algorithm])
+        return Sums(algorithm(self.stored.algorithm))
 
     def check(self, witness: Sums, uri: URI) -> None:
         """Compare; see `Expected.check`."""

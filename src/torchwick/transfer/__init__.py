@@ -1,7 +1,7 @@
 """Moves ranges into memory. Knows plans and buffers; never formats."""
 
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.checksum import ALGORITHMS, Digest, NoWitness, Sums, Witness
+from torchwick.transfer.checksum import Digest, NoWitness, Sums, Witness, algorithm
 from torchwick.transfer.engine import Transfer
 from torchwick.transfer.plan import Fill, Part, plan
 from torchwick.transfer.ranges import RangeCache
@@ -10,7 +10,6 @@ from torchwick.transfer.stream import read_stream
 from torchwick.transfer.tally import Tally
 
 __all__ = [
-    "ALGORITHMS",
     "TRANSIENT",
     "Budget",
     "Digest",
@@ -22,6 +21,7 @@ __all__ = [
     "Tally",
     "Transfer",
     "Witness",
+    "algorithm",
     "plan",
     "read_stream",
 ]

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from awscrt import checksums
-
-__all__ = ["ALGORITHMS", "Algorithm", "Digest", "NoWitness", "Piece", "Sums", "Witness", "fold"]
+__all__ = ["Algorithm", "Digest", "NoWitness", "Piece", "Sums", "Witness", "algorithm", "fold"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,11 @@ class Algorithm:
     combine: Callable[[int, int, int], int]
 
 
-ALGORITHMS = {
-    algorithm.name: algorithm
-    for algorithm in (
-        Algorithm("crc64nvme", checksums.crc64nvme, checksums.combine_crc64nvme),
-        Algorithm("crc32c", checksums.crc32c, checksums.combine_crc32c),
-        Algorithm("crc32", checksums.crc32, checksums.combine_crc32),
-    )
-}
-"""By name."""
+def algorithm(name: str) -> Algorithm:
+    """Return an algorithm by its name: ``"crc64nvme"``, ``"crc32c"`` or ``"crc32"``."""
+    from awscrt import checksums  # here: a load that is not verified need not wait 30 ms for it
+
+    return Algorithm(name, getattr(checksums, name), getattr(checksums, f"combine_{name}"))
 
 
 @dataclass(frozen=True, order=True)
@@ -53,16 +47,16 @@ class Piece:
     value: int
 
 
-def fold(pieces: Iterable[Piece], stops: Iterable[int], algorithm: Algorithm) -> list[int] | None:
+def fold(pieces: Iterable[Piece], stops: Iterable[int], how: Algorithm) -> list[int] | None:
     """Return the checksums of the stretches that end at `stops`, or None where the pieces leave gaps.
 
     Args:
         pieces: in any order; none may reach across one of the stops.
         stops: where each stretch ends, and the next begins; the first begins at 0.
-        algorithm: whose checksums they are.
+        how: whose checksums they are.
 
     Example:
-        >>> crc = ALGORITHMS["crc32"]
+        >>> crc = algorithm("crc32")
         >>> halves = [Piece(4, 9, crc.update(b"56789", 0)), Piece(0, 4, crc.update(b"1234", 0))]
         >>> [hex(value) for value in fold(halves, [9], crc)]
         ['0xcbf43926']
@@ -75,7 +69,7 @@ def fold(pieces: Iterable[Piece], stops: Iterable[int], algorithm: Algorithm) ->
             piece = next(ordered, None)
             if piece is None or piece.start != at or piece.stop > stop:
                 return None
-            value = algorithm.combine(value, piece.value, piece.stop - piece.start)
+            value = how.combine(value, piece.value, piece.stop - piece.start)
             at = piece.stop
         values.append(value)
     return values
@@ -108,13 +102,13 @@ class Sums:
     """Witnesses a transfer: sums every part, and folds the sums.
 
     Args:
-        algorithm: how.
+        how: by which algorithm.
     """
 
-    def __init__(self, algorithm: Algorithm) -> None:
-        self._algorithm = algorithm
+    def __init__(self, how: Algorithm) -> None:
+        self._how = how
         self._pieces: list[Piece] = []
-        self.update = algorithm.update
+        self.update = how.update
 
     def arrived(self, start: int, stop: int, value: int) -> None:
         """Take note of a range that is there, and its checksum."""
@@ -122,7 +116,7 @@ class Sums:
 
     def folded(self, stops: Iterable[int]) -> list[int] | None:
         """Return the checksums of the stretches that end at `stops`; see `fold`."""
-        return fold(self._pieces, stops, self._algorithm)
+        return fold(self._pieces, stops, self._how)
 
 
 class Digest:
