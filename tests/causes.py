@@ -168,7 +168,7 @@ def nothing(_: World) -> None:
 # -- who asks ----------------------------------------------------------------------------------------------
 
 
-@cause("No credentials", torchwick.CredentialsError, "looked for in environment variables")
+@cause("No credentials", torchwick.CredentialsError, "looked for in: environment variables")
 def no_credentials(world: World) -> None:
     world.forgets_keys()
 

@@ -132,7 +132,7 @@ class TestExpress:
     def test_no_session(self, amazon: FaultyServer) -> None:
         denied = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
         amazon.on(Answer(403, denied), where=lambda request: "session" in request.query)
-        with pytest.raises(AccessDeniedError, match=f"s3://{self.BUCKET}/new.pt.*asked as access key AKIA"):
+        with pytest.raises(AccessDeniedError, match=f"s3://{self.BUCKET}/new.pt.*asked as access key AK"):
             torchwick.load(f"s3://{self.BUCKET}/new.pt", transfer=PARTS)
 
 

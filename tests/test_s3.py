@@ -13,6 +13,7 @@ import torch
 
 import torchwick
 from checkpoints.base import save_bytes
+from conftest import run_python
 from faults import Answer, S3Error
 from oracle import assert_same
 from relay import Relay
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 STATE = {"weight": torch.arange(500_000, dtype=torch.float32)}
 MODEL = save_bytes(STATE)
 OTHER = save_bytes({"weight": -STATE["weight"]})
+ROLE_GIVEN = (
+    b"<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIAREADER</AccessKeyId>"
+    b"<SecretAccessKey>hush</SecretAccessKey><SessionToken>t0ken</SessionToken>"
+    b"<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+)
 PARTS = TransferConfig(part_size=500_000, connections=2)
 URI = "s3://models/new.pt"
 
@@ -222,6 +228,38 @@ class TestWhoAsks:
             torchwick.load(URI, s3=S3Config(profile="missing-profile"))
         assert caught.value.uri == URI
 
+    def test_a_service_that_is_busy_is_asked_again(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", stored.endpoint_url)
+        stored.on(S3Error(503, "ServiceUnavailable"), method="POST", nth=range(1, 3))  # botocore's own two
+        stored.on(Answer(200, ROLE_GIVEN), method="POST", nth=range(3, 99))
+        role = S3Config(role_arn="arn:aws:iam::123456789012:role/reader")
+        assert_same(torchwick.load(URI, s3=role, transfer=PARTS), STATE)
+        assert set(_keys_used(stored)[3:]) == {"ASIAREADER"}
+
+    def test_a_process_made_by_fork_while_credentials_are_found(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "config"
+        program = tmp_path / "slow"
+        answer = '{"Version": 1, "AccessKeyId": "AKIASLOW", "SecretAccessKey": "hush"}'
+        program.write_text(f"#!/bin/sh\nsleep 1\necho '{answer}'\n")
+        program.chmod(0o700)
+        config.write_text(f"[default]\ncredential_process = {program}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        script = (
+            "import multiprocessing, sys, threading, time, torchwick\n"
+            "slow = threading.Thread(target=torchwick.load, args=(sys.argv[1],)); slow.start()\n"
+            "time.sleep(0.7)\n"
+            "fork = multiprocessing.get_context('fork')\n"
+            "child = fork.Process(target=torchwick.load, args=(sys.argv[1],)); child.start()\n"
+            "child.join(20); print(child.exitcode); child.kill(); slow.join()\n"
+        )
+        assert run_python(script, URI) == "0\n"
+
     def test_a_half_given_key(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         with pytest.raises(CredentialsError):
@@ -248,7 +286,7 @@ class TestWhatIsRefused:
         assert caught.value.code == "NoSuchBucket"
 
     def test_a_bucket_of_an_impossible_name(self, aws_env: SeaweedFS) -> None:
-        with pytest.raises(URIError, match="Some Bucket"):
+        with pytest.raises(URIError, match=r"s3://Some Bucket/new[.]pt: that is no name of a bucket"):
             torchwick.load("s3://Some Bucket/new.pt")
 
     @pytest.mark.parametrize(
@@ -292,7 +330,7 @@ class TestWhatIsRefused:
 
     @pytest.mark.parametrize("endpoint", ["localhost:9000", "nonsense", "ftp://host"])
     def test_an_endpoint_that_is_no_url(self, faulty_s3: FaultyServer, endpoint: str) -> None:
-        with pytest.raises(StoreError, match="http://host:port"):
+        with pytest.raises(StoreError, match="http://"):
             torchwick.load(URI, s3=S3Config(endpoint_url=endpoint))
 
     @pytest.mark.parametrize("status", [400, 403, 404])

@@ -74,6 +74,8 @@ class S3Config:
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.endpoint_url is not None and "@" in self.endpoint_url:
+            raise ValueError("S3Config.endpoint_url carries a user name or a password: leave them out")
         if self.external_id is not None and self.role_arn is None:
             raise ValueError("S3Config.external_id is for assuming a role: give role_arn as well")
         if self.external_id is not None and not 2 <= len(self.external_id) <= 1224:

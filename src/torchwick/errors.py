@@ -44,6 +44,7 @@ class TorchwickError(Exception):
 
     Attributes:
         uri: the object it happened to, as text without secrets, or None.
+        message: what happened, without the object and the hint.
         hint: what to do next, one sentence, or None.
         retryable: whether the same call may succeed later with nothing changed by the caller.
 
@@ -56,12 +57,14 @@ class TorchwickError(Exception):
     retryable: ClassVar[bool] = False
 
     uri: str | None
+    message: str
     hint: str | None
 
     def __init__(self, message: str, *, uri: object = None, hint: str | None = None) -> None:
         text = message if hint is None else f"{_sentence(message)} {_sentence(hint)}"
         super().__init__(text if uri is None else f"{uri}: {text}")
         self.uri = None if uri is None else str(uri)
+        self.message = message
         self.hint = hint
 
     def about(self, uri: object) -> Self:

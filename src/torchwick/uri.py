@@ -105,7 +105,7 @@ def _parse_path(text: str) -> URI:
 def _parse_file(text: str) -> URI:
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost") or not parts.path:
-        raise URIError(f"no file of this machine is named by {text!r}", hint="Write file:///path")
+        raise URIError("a file:// URI has to name a file of this machine", hint="Write file:///path")
     return URI("file", "", unquote(parts.path))
 
 

@@ -94,7 +94,7 @@ def credentials(case: Case) -> Finding:
         return Finding("failed", found, _advice(failed.failure), facts)
     source = tried[-1] if tried else _Source("none")
     if source.credentials is None:
-        error = from_botocore(NoCredentialsError(), None)
+        error = from_botocore(NoCredentialsError())
         places = ", ".join(source.name for source in tried)
         return Finding("failed", f"none were found: looked for in {places}", error.hint, facts)
     facts["source"] = source.name
@@ -147,7 +147,7 @@ def _code(error: ClientError) -> str:
 def _advice(error: Exception) -> str:
     if isinstance(error, ClientError) and error.operation_name.startswith("AssumeRole"):
         return _ROLE
-    advice = advice_of(from_botocore(error, None)) if isinstance(error, BotoCoreError) else None
+    advice = advice_of(from_botocore(error)) if isinstance(error, BotoCoreError) else None
     return advice or _RENEW
 
 

@@ -145,7 +145,7 @@ def _failure(error: Exception, case: Case) -> Finding:
         about = case.uri or URI("s3", "", "")
         error = Refusal(error, about, case.asked_as, case.secrets).explained()
     elif isinstance(error, BotoCoreError):
-        error = from_botocore(error, None)
+        error = from_botocore(error)
     if isinstance(error, TorchwickError):
         facts = {"error": type(error).__name__, "code": getattr(error, "code", None)}
         advice = advice_of(error) or (_TRY_NETWORK if isinstance(error, TransferError) else None)

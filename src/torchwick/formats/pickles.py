@@ -52,7 +52,7 @@ class PickleFacts:
     globals: list[str] = field(default_factory=list)
     """Dotted names, each once, in the order of the pickle."""
     storages: dict[str, StorageFact] = field(default_factory=dict)
-    value: object = None
+    value: object = field(default=None, repr=False)
     """What the pickle builds; recorders stand in for whatever is not plain data."""
     followed: bool = True
     """Whether stand-ins could satisfy the pickle to its end; else the facts are not all there are."""

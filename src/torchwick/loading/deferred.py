@@ -114,7 +114,7 @@ class DeferredFile(io.RawIOBase):
 class _Storages:
     """The storages torch.load makes, kept alive until they are filled: a noted view does not own them."""
 
-    made: list[torch.UntypedStorage] = field(default_factory=list)
+    made: list[torch.UntypedStorage] = field(default_factory=list, repr=False)  # which prints every byte
 
     def keep(self, storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
         self.made.append(storage)
@@ -143,7 +143,7 @@ class _Check:
 class Loaded:
     """What a deferred load returns, apart from None: the object itself may be None."""
 
-    value: Any
+    value: Any = field(repr=False)
 
 
 def defer_zip(

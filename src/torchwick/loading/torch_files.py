@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ _MAPPABLE_ALIGNMENT = 16  # bytes: the widest element torch has, complex128
 class Outcome:
     """What was loaded, of which format, and how."""
 
-    value: Any
+    value: Any = field(repr=False)
     format: str
     method: Method
 

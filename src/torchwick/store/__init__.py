@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import lru_cache
-from typing import Any
 
 from torchwick.config import S3Config
 from torchwick.store.base import Body, Connection, ObjectInfo, Store, StoredChecksum
@@ -25,19 +25,25 @@ def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
     return _open_store(uri.scheme, config, timeout, _environment())
 
 
-def _environment() -> tuple[tuple[str, str], ...]:
-    """What botocore and the lines read when they are made, so that a change of it makes others."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if _matters(name)))
+def _environment() -> str:
+    """Return a digest of what botocore and the lines read when they are made: a change of it makes others.
+
+    A digest, since keys are among it.
+    """
+    read = sorted((name, value) for name, value in os.environ.items() if _matters(name))
+    return hashlib.sha256(repr(read).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _matters(name: str) -> bool:
     return (
-        name.startswith("AWS_") or name.upper().endswith("_PROXY") or name in ("HOME", "REQUESTS_CA_BUNDLE")
+        name.startswith(("AWS_", "SSL_CERT_"))
+        or name.upper().endswith("_PROXY")
+        or name in ("HOME", "REQUESTS_CA_BUNDLE")
     )
 
 
 @lru_cache(maxsize=8)
-def _open_store(scheme: str, config: S3Config, timeout: float, environment: Any) -> Store:  # noqa: ARG001
+def _open_store(scheme: str, config: S3Config, timeout: float, environment: str) -> Store:  # noqa: ARG001
     # Imported here, so that a local file or a plain URL costs no import of botocore.
     if scheme == "s3":
         with collector_paused():
@@ -51,3 +57,7 @@ def _open_store(scheme: str, config: S3Config, timeout: float, environment: Any)
     from torchwick.store.web import WebStore
 
     return WebStore(config, timeout, secure=scheme == "https")
+
+
+if hasattr(os, "register_at_fork"):  # a lock that a thread of the parent holds is held for ever in the child
+    os.register_at_fork(after_in_child=_open_store.cache_clear)

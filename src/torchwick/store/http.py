@@ -20,6 +20,7 @@ from typing import Any
 __all__ = ["HTTPAnswer", "Headers"]
 
 _KERNEL_CAN_WAIT = sys.platform == "linux"  # elsewhere a receive timeout is spelled otherwise
+_MOST_TOLD = 4 << 20  # bytes of an error, or of a list of parts, that botocore is given
 _FRAMED = 64 << 10  # bytes of one read where http.client unwraps them: they are copied once more
 
 
@@ -105,8 +106,10 @@ class HTTPAnswer:
         return data
 
     def stream(self, amount: int = 1 << 16, decode_content: bool = False) -> Iterator[bytes]:  # noqa: ARG002
-        """Yield the rest of the body, under the name by which botocore reads the body of an error."""
-        while data := self.read(amount):
+        """Yield the rest of the body, or its first 4 MiB, under the name by which botocore reads bodies."""
+        room = _MOST_TOLD
+        while room > 0 and (data := self.read(min(amount, room))):
+            room -= len(data)
             yield data
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from botocore.exceptions import NoCredentialsError
 
 from torchwick.config import S3Config
 
-__all__ = ["SOURCES", "asked_as", "key_hint", "searched"]
+__all__ = ["SOURCES", "asked_as", "key_hint", "role_of", "searched"]
 
 SOURCES = {
     "env": "environment variables",
@@ -28,6 +29,7 @@ SOURCES = {
 }
 """Where botocore looks for credentials, in its order, by the names it gives the places."""
 
+_AMAZONS_LENGTH = 16  # characters at least (IAM API reference, AccessKey); others' may be a word
 _OF_A_PROFILE = {"assume-role", "sso", "login", "shared-credentials-file", "custom-process", "config-file"}
 
 
@@ -38,7 +40,9 @@ def key_hint(access_key: str) -> str:
         >>> key_hint("AKIAIOSFODNN7EXAMPLE")
         'AKIA…MPLE'
     """
-    return f"{access_key[:4]}…{access_key[-4:]}" if len(access_key) > 8 else "…"
+    return (
+        f"{access_key[:4]}…{access_key[-4:]}" if len(access_key) >= _AMAZONS_LENGTH else f"{access_key[:2]}…"
+    )
 
 
 def asked_as(session: botocore.session.Session, config: S3Config) -> str:
@@ -70,7 +74,15 @@ def _place(session: botocore.session.Session, method: str) -> str:
     return f"{place}, profile {session.profile or 'default'}"
 
 
-def searched(session: botocore.session.Session) -> str:
+def role_of(config: S3Config) -> str:
+    """Return which role is to be assumed, in words."""
+    told = os.environ.get("AWS_ROLE_ARN")
+    return config.role_arn or (f"the role in AWS_ROLE_ARN, {told}," if told else "the profile's role")
+
+
+def searched(session: botocore.session.Session, config: S3Config) -> str:
     """Return the places where credentials were looked for, as a list in words."""
+    if config.role_arn is not None:  # they were to assume it
+        session = botocore.session.Session(profile=config.profile)
     methods: Iterable[str] = [p.METHOD for p in session.get_component("credential_provider").providers]
     return ", ".join(dict.fromkeys(SOURCES.get(method, method) for method in methods))

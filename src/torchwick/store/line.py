@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import select
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.proxy import Proxy, open_tunnel, proxy_for, refusal
+from torchwick.store.redact import frameless
 
 __all__ = ["Line", "trusting"]
 
@@ -81,14 +83,24 @@ class Line:
         connection = self._connect(url.scheme, url.netloc)
         if self._proxy is not None and url.scheme == "http":  # without a tunnel it is told the whole URL
             target, headers = f"http://{url.netloc}{target}", Headers({**headers, **self._proxy.headers})
-        _send(connection, method, target, headers)
-        if while_waiting is not None:
-            while_waiting()
-        answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
+        with self._reset_if_broken():
+            _send(connection, method, target, headers)
+            if while_waiting is not None:
+                while_waiting()
+            answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
         if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
             raise refusal(self._proxy, answer.status, url.netloc)
         self._answer = answer
         return answer
+
+    @contextlib.contextmanager
+    def _reset_if_broken(self) -> Iterator[None]:
+        """Close a line whose exchange was broken off: its next answer would be to the last request."""
+        try:
+            yield
+        except BaseException:
+            self.reset()
+            raise
 
     def _connect(self, scheme: str, authority: str) -> http.client.HTTPConnection:
         if self._connection is None:
@@ -198,13 +210,16 @@ def _send(
     Raises:
         CredentialsError: a header cannot be sent as it is; only what the caller's environment gave can.
     """
+    failure: BaseException | None = None
     try:
         connection.request(method, target, headers=dict(headers))
-    except OSError as error:
-        raise error.with_traceback(None) from None
     except ValueError:  # its message holds the header
         hint = "Copy them again, whole and without line breaks."
-        raise CredentialsError("the credentials hold a character that cannot be sent", hint=hint) from None
+        failure = CredentialsError("the credentials hold a character that cannot be sent", hint=hint)
+    except BaseException as error:  # noqa: BLE001 - Ctrl-C too
+        failure = frameless(error)
+    if failure is not None:
+        raise failure
 
 
 def trusting(bundle: str | None) -> ssl.SSLContext:

@@ -56,6 +56,9 @@ def proxy_for(scheme: str, authority: str) -> Proxy | None:
         host, port = parts.hostname, parts.port or _DEFAULT_PORT
     except ValueError:
         host, port = None, 0
+    if host and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        message = f"the password of the proxy in {scheme.upper()}_PROXY is not escaped"
+        raise StoreError(message, hint="Write @ in it as %40, / as %2F, ? as %3F and # as %23.")
     if not host:
         raise StoreError(f"the proxy in {scheme.upper()}_PROXY has no address", hint=_WRITE)
     if parts.scheme != "http":

@@ -1,8 +1,9 @@
-"""Keeps what botocore logs for debugging out of the logs while it works for torchwick.
+"""Keeps secrets out of what botocore logs while it works for torchwick, and out of tracebacks.
 
 At the level DEBUG botocore writes requests with their signatures and session tokens, and STS's answers with
 secret keys. A program that turns everything on to debug its own code would store them. What botocore logs for
-anyone else in the process is left alone.
+anyone else in the process is left alone. A traceback that shows local variables, as error trackers collect
+them, would show the same.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from typing import TypeVar
 
-__all__ = ["redacted_logs"]
+__all__ = ["frameless", "redacted_logs"]
 
 _TELLING = (
     "auth",
@@ -54,3 +56,19 @@ def redacted_logs() -> Iterator[None]:
         yield
     finally:
         _redaction.here.active = before
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def frameless(error: _Error) -> _Error:
+    """Return the error without the frames that it, and whatever it was made from, came through."""
+    found: list[BaseException] = [error]
+    for each in found:
+        each.__traceback__ = None
+        found += [
+            made_from
+            for made_from in (each.__cause__, each.__context__)
+            if made_from and made_from not in found
+        ]
+    return error

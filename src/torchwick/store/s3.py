@@ -17,31 +17,30 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
-from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
-from torchwick.errors import CredentialsError, StoreError
+from torchwick.errors import CredentialsError, StoreError, TorchwickError
 from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum
-from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
-from torchwick.store.collector import collector_paused
-from torchwick.store.finder import CredentialFinder
+from torchwick.store.botocore_errors import endless_redirect, from_botocore, not_s3, secret_in_endpoint
+from torchwick.store.callers import Caller, Callers
 from torchwick.store.http import Headers, HTTPAnswer
-from torchwick.store.identity import searched
+from torchwick.store.identity import role_of
 from torchwick.store.line import trusting
-from torchwick.store.lookaround import why_denied, why_missing
+from torchwick.store.lookaround import LookAround
 from torchwick.store.pool import LinePool, PooledConnection
+from torchwick.store.proxy import proxy_for
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
-from torchwick.store.redact import redacted_logs
+from torchwick.store.redact import frameless, redacted_logs
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
-from torchwick.store.s3_client import customer_key, make_client, make_session, trusted_bundle
-from torchwick.store.s3_errors import Refusal, about_objects, read_refusal
+from torchwick.store.s3_client import customer_key, payer, trusted_bundle
+from torchwick.store.s3_errors import Refusal, about_objects, is_refusal, read_refusal
 from torchwick.store.s3_exchange import GET_OBJECT, HEAD_OBJECT, LIST_PARTS, Exchange, Operation, Signed
 from torchwick.uri import URI
 
@@ -49,6 +48,7 @@ __all__ = ["S3Store"]
 
 _GOOD = (200, 206)
 _REDIRECTS = (301, 302, 307)
+_MOST_REDIRECTS = 3
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
 _MOST_PARTS = 10_000  # of an upload (Amazon S3 user guide, "Multipart upload limits")
@@ -67,57 +67,58 @@ class S3Store:
 
     def __init__(self, config: S3Config, timeout: float) -> None:
         self._config = config
-        self._timeout = timeout
         self._takes_conditions = True
-        self._finder = CredentialFinder(config)
-        self._asked_as = "nobody yet"
-        self._signed: dict[URI, Signed] = {}
+        self._callers = Callers(config, timeout, self._prepare)
         self._current = _Current()
         self._lines = LinePool(timeout, lambda: self._tls)
+        self.secure = False
+        """Whether the endpoint is reached over TLS; known from the first request on."""
 
     @property
-    def secure(self) -> bool:
-        """Whether the endpoint is reached over TLS."""
-        return str(self.client.meta.endpoint_url).startswith("https:")
-
-    @cached_property
     def session(self) -> botocore.session.Session:
-        """The session of botocore, which knows who asks.
+        """The session of botocore, which knows the settings.
 
         Raises:
-            BotoCoreError: the AWS configuration cannot be read.
+            CredentialsError: the AWS configuration cannot be read.
         """
-        return make_session(self._config, self._timeout)
+        return self._callers.session()
 
-    @cached_property
+    @property
     def client(self) -> Any:
-        """The client of botocore, whose GetObject goes over the line of the exchange under way.
+        """The client of botocore, with credentials that are found.
 
         Raises:
-            BotoCoreError: credentials, region or endpoint cannot be used.
-            StoreError: it would send a customer's key over a line that others can read.
+            CredentialsError: there are none.
+            StoreError: endpoint or region cannot be used.
         """
-        with collector_paused():
-            client = make_client(self.session, self._config)
-        endpoint = str(client.meta.endpoint_url)
+        return self._callers.fresh().client
+
+    def _prepare(self, client: Any) -> None:
+        """Have a client's requests go over the line of the exchange under way.
+
+        Raises:
+            StoreError: its endpoint is none that anything is to be sent to.
+        """
+        endpoint = urlsplit(str(client.meta.endpoint_url))
+        if "@" in endpoint.netloc:
+            raise secret_in_endpoint()
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
             raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
         for operation in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS):
             client.meta.events.register(f"before-send.s3.{operation.name}", self._send)
-        return client
-
-    def _forget(self, client: Any) -> None:
-        """Look for credentials afresh at the next request, unless another thread has done so already."""
-        if self.__dict__.get("client") is client:
-            self._signed.clear()
-            self.__dict__.pop("client", None)
-            self.__dict__.pop("session", None)
+        client.meta.events.register("before-send.s3.HeadBucket", self._count_redirect)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """Trust what botocore trusts."""
         return trusting(trusted_bundle(self.session, self._config))
+
+    def close(self) -> None:
+        """Close idle lines, here and in botocore; the store can be used again."""
+        self._lines.close()
+        if self._callers.known is not None:
+            self._callers.known.client.close()
 
     def connect(self) -> S3Connection:
         """Return a connection of its own for one thread."""
@@ -135,97 +136,104 @@ class S3Store:
         """
         self._takes_conditions = False
 
+    @redacted_logs()
     def send(self, exchange: Exchange) -> HTTPAnswer:
         """Send a request, and return the answer unread.
 
         Raises:
             StoreError: S3 refused, or no request could be made.
         """
-        known_client = self.__dict__.get("client")
+        caller = self._callers.known
         try:
-            return self._repeat(exchange) or self._ask(exchange)
-        except CredentialsError:
-            if known_client is None:
+            return self._repeat(caller, exchange) or self._ask(exchange)
+        except CredentialsError as error:
+            if caller is None or not is_refusal(error):
                 raise
-        # The credentials were found some time ago: they may have been renewed or replaced since.
-        self._forget(known_client)
+        # S3 took them some time ago: they may have been renewed or replaced since.
+        self._callers.replace(caller)
         return self._ask(exchange)
 
-    def _repeat(self, exchange: Exchange) -> HTTPAnswer | None:
+    def _repeat(self, caller: Caller | None, exchange: Exchange) -> HTTPAnswer | None:
         """Send a request signed already, if there is one; None if a new one has to be made.
 
         Raises:
             StoreError: S3 refused.
         """
-        signed = self._signed.get(exchange.uri)
-        if exchange.operation is not GET_OBJECT or signed is None or not signed.fresh:
+        signed = None if caller is None else caller.signed.get(exchange.uri)
+        if caller is None or exchange.operation is not GET_OBJECT or signed is None or not signed.fresh:
             return None
         answer = exchange.send(signed.url, signed.headers)
         if answer.status in _GOOD:
             return answer
         if answer.status in _REDIRECTS:
-            self._signed.pop(exchange.uri, None)
+            caller.signed.pop(exchange.uri, None)
             return None
+        raise self._read(caller, exchange)
+
+    def _read(self, caller: Caller, exchange: Exchange) -> StoreError:
+        """Say what a refusal means that botocore has not seen."""
         try:
-            parsed = read_refusal(self.session, self.client, answer)
+            parsed = read_refusal(caller.session, caller.client, exchange.answer)
         except ResponseParserError:
-            raise not_s3(exchange.uri) from None
-        raise self._explained(parsed, exchange)
+            return not_s3()
+        return self._explained(parsed, caller, exchange)
 
-    @redacted_logs()
     def _ask(self, exchange: Exchange) -> HTTPAnswer:
-        """Have botocore make and sign a request, and send it.
-
-        Errors come without the frames of botocore, whose locals hold signatures, tokens and keys, and
-        refusals without botocore's error, which may repeat what was sent.
-        """
-        uri = exchange.uri
-        try:
-            self._asked_as = self._finder.find(self.session, exchange.line, exchange.since)
-            self._current.exchange = exchange
-            call = getattr(self.client, exchange.operation.call)
-            exchange.told = call(**self._arguments(uri), **exchange.operation.arguments, **exchange.arguments)
-        except ClientError as error:
-            raise self._explained(error, exchange) from None
-        except BotoCoreError as error:
-            places = searched(self.session) if isinstance(error, NoCredentialsError) else ""
-            self._forget(self.__dict__.get("client"))
-            raise from_botocore(error, uri, places) from error.with_traceback(None)
-        except ResponseParserError as error:
-            raise not_s3(uri) from error.with_traceback(None)
-        except RecursionError:  # a redirect that names no region has botocore ask for it, redirected again
-            raise endless_redirect(uri) from None
-        except (OSError, HTTPException) as error:
-            raise error.with_traceback(None) from None
-        except ValueError as error:  # how botocore refuses an endpoint; some of the network's are these too
-            raise endpoint_refused(error, uri) from error.with_traceback(None)
-        finally:
-            self._current.exchange = None
+        """Have botocore make and sign a request, and send it."""
+        failure = self._call(self._callers.fresh(exchange.line), exchange)
+        if failure is not None:
+            raise failure
         return exchange.answer
 
-    def _arguments(self, uri: URI) -> dict[str, Any]:
-        arguments = {"Bucket": uri.bucket, "Key": uri.key} | customer_key(self._config)
-        if uri.version is not None:
-            arguments["VersionId"] = uri.version
-        if self._config.requester_pays:
-            arguments["RequestPayer"] = "requester"
-        return arguments
+    def _call(self, caller: Caller, exchange: Exchange) -> BaseException | None:
+        """Send a request by botocore, and return what came of it in place of an answer.
 
-    def _explained(self, error: ClientError, exchange: Exchange) -> StoreError:
+        It is returned, not raised, so that it leaves botocore's frames and errors behind: their locals hold
+        signatures, tokens and keys, and a refusal may repeat what was sent.
+        """
+        operation = exchange.operation
+        self._current.caller, self._current.exchange = caller, exchange
+        try:
+            call = getattr(caller.client, operation.call)
+            exchange.told = call(**self._arguments(exchange.uri), **operation.arguments, **exchange.arguments)
+        except ClientError as error:
+            return self._explained(error, caller, exchange)
+        except BotoCoreError as error:
+            failure = from_botocore(error)
+            failure.__cause__ = frameless(error)
+            return failure
+        except ResponseParserError:
+            return not_s3()
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C too comes through botocore's frames
+            return frameless(error)
+        finally:
+            self._current.exchange = None
+        return None
+
+    def _arguments(self, uri: URI) -> dict[str, Any]:
+        version = {} if uri.version is None else {"VersionId": uri.version}
+        return (
+            {"Bucket": uri.bucket, "Key": uri.key}
+            | version
+            | customer_key(self._config)
+            | payer(self._config)
+        )
+
+    def _explained(self, error: ClientError, caller: Caller, exchange: Exchange) -> StoreError:
         """Say what a refusal means, with what else the store tells of the reason."""
-        uri = exchange.uri
         # The refusal of a role says which, not as whom its credentials were to be.
-        asked_as = self._asked_as if about_objects(error) else self._config.role_arn or "the profile's role"
-        refusal = Refusal(error, uri, asked_as, exchange.secrets)
+        asked_as = caller.asked_as if about_objects(error) else role_of(self._config)
+        refusal = Refusal(error, exchange.uri, asked_as, exchange.secrets)
         if exchange.pinned:
             return refusal.explained(pinned=True)
-        return refusal.explained(look_around=lambda: self._reason(refusal.meaning, uri))
+        return refusal.explained(look_around=lambda: self._reason(refusal.meaning, caller, exchange.uri))
 
-    def _reason(self, meaning: str, uri: URI) -> str | None:
+    def _reason(self, meaning: str, caller: Caller, uri: URI) -> str | None:
+        around = LookAround(caller.client, uri, payer(self._config))
         if meaning == "NoSuchKey":
-            return why_missing(self.client, uri)
+            return around.why_missing()
         if meaning == "AccessDenied":
-            return self._setting_to_check or why_denied(self.client, uri)
+            return self._setting_to_check or around.why_denied()
         return None
 
     @property
@@ -245,26 +253,31 @@ class S3Store:
                 for name, value in request.headers.items()
             }
         )
+        self.secure = request.url.startswith("https:")
         answer = exchange.send(request.url, headers)
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:
-            self._remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
+            self._current.caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
 
-    def _remember(self, uri: URI, signed: Signed) -> None:
-        for known, old in list(self._signed.items()):
-            if not old.fresh:
-                self._signed.pop(known, None)
-        self._signed[uri] = signed
+    def _count_redirect(self, **_: object) -> None:
+        """End a redirect that names no region: botocore asks for it, is redirected, and asks again."""
+        exchange = self._current.exchange
+        if exchange is not None:
+            exchange.redirects += 1
+            if exchange.redirects > _MOST_REDIRECTS:
+                raise endless_redirect()
 
 
 class _Current(threading.local):
+    caller: Caller
     exchange: Exchange | None = None
 
 
-def _private(endpoint: str) -> bool:
+def _private(endpoint: SplitResult) -> bool:
     """Whether no one on the way can read what is sent there."""
-    parts = urlsplit(endpoint)
-    return parts.scheme == "https" or parts.hostname in _THIS_MACHINE
+    if endpoint.scheme == "https":
+        return True
+    return endpoint.hostname in _THIS_MACHINE and proxy_for(endpoint.scheme, endpoint.netloc) is None
 
 
 class S3Connection(PooledConnection):
@@ -273,7 +286,6 @@ class S3Connection(PooledConnection):
     def __init__(self, store: S3Store, pool: LinePool) -> None:
         super().__init__(pool)
         self._store = store
-        self._since = time.monotonic()
 
     def get(
         self,
@@ -290,10 +302,11 @@ class S3Connection(PooledConnection):
         exchange.conditions, exchange.while_waiting = pins | wanted, while_waiting
         try:
             answer = self._store.send(exchange)
-        except StoreError as error:
-            if pinned is None and error.code in ("InvalidRange", "416"):  # of no bytes, none can be had
+        except TorchwickError as error:
+            code = getattr(error, "code", None)
+            if pinned is None and code in ("InvalidRange", "416"):  # of no bytes, none can be had
                 return EmptyBody(ObjectInfo(uri, 0))
-            if pins and error.code == "NotImplemented":
+            if pins and code == "NotImplemented":
                 self._store.drop_conditions()
                 return self.get(uri, start, stop, pinned)
             raise error.about(uri) from error.__cause__
@@ -308,7 +321,7 @@ class S3Connection(PooledConnection):
             headers = {name.lower(): value for name, value in answer.headers.items()}
             if is_composite(headers):
                 return checksum_of_parts(self._parts(info), info.size or 0)
-        except StoreError as error:
+        except TorchwickError as error:
             raise error.about(info.uri) from error.__cause__
         return checksum_of_whole(headers, info.size or 0)
 
@@ -328,4 +341,4 @@ class S3Connection(PooledConnection):
         return parts
 
     def _exchange(self, operation: Operation, uri: URI, pinned: ObjectInfo | None) -> Exchange:
-        return Exchange(operation, uri, self._line, self._since, pinned is not None)
+        return Exchange(operation, uri, self._line, pinned is not None)

@@ -20,7 +20,7 @@ from botocore.exceptions import NoCredentialsError
 
 from torchwick.config import S3Config
 
-__all__ = ["customer_key", "make_client", "make_session", "region_of", "trusted_bundle"]
+__all__ = ["customer_key", "make_client", "make_session", "payer", "region_of", "trusted_bundle"]
 
 _SESSION_NAME = "torchwick"  # what CloudTrail shows for an assumed role
 _SOMEWHERE = "us-east-1"  # a region for STS, which answers for every one of its partition
@@ -126,3 +126,8 @@ def customer_key(config: S3Config) -> dict[str, Any]:
     """Return the arguments of a request for an object that the caller's own key encrypts (SSE-C)."""
     key = config.sse_customer_key
     return {} if key is None else {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+
+
+def payer(config: S3Config) -> dict[str, Any]:
+    """Return the arguments that accept the bill for a request."""
+    return {"RequestPayer": "requester"} if config.requester_pays else {}

@@ -25,7 +25,7 @@ from torchwick.errors import (
 from torchwick.store.http import HTTPAnswer
 from torchwick.uri import URI
 
-__all__ = ["Refusal", "about_objects", "read_refusal"]
+__all__ = ["Refusal", "about_objects", "is_refusal", "read_refusal"]
 
 _BUSY = frozenset(
     {
@@ -51,9 +51,13 @@ _BUSY = frozenset(
 )
 
 _AGAIN = "Load it again, or pin one version with ?versionId=."
-_KEYS = "Check which credentials are found, and that the endpoint is the one they belong to."
+_KEYS = (
+    "The key was deleted, or belongs to another store: `torchwick doctor` shows where it was found, and "
+    "which store is asked."
+)
 _RENEW = (
-    "Renew them, e.g. with `aws sso login`, or give the machine a role, whose credentials renew themselves."
+    "Log in again (`aws sso login`), or copy all three AWS_… variables anew. A role given to the machine "
+    "renews itself."
 )
 _ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
 _KMS = "Ask whoever runs the KMS key that encrypts it; it must be enabled, and in the bucket's region."
@@ -67,9 +71,9 @@ _MEANING: dict[str, tuple[type[StoreError], str, str]] = {
         "Leave out ?versionId= for the newest.",
     ),
     "MethodNotAllowed": (
-        ObjectNotFoundError,
-        "this version is a deletion, not an object",
-        "Name an older version, or leave out ?versionId=.",
+        StoreError,
+        "the store does not let it be read",
+        "Check the address, and AWS_ENDPOINT_URL.",
     ),
     "NoSuchBucket": (
         ObjectNotFoundError,
@@ -90,7 +94,7 @@ _MEANING: dict[str, tuple[type[StoreError], str, str]] = {
     "SignatureDoesNotMatch": (
         CredentialsError,
         "the secret key does not belong to the access key",
-        "Copy the secret key again, whole.",
+        "Copy the secret key again, whole, with every + and / in it.",
     ),
     "ExpiredToken": (CredentialsError, "the credentials have expired", _RENEW),
     "InvalidToken": (
@@ -142,7 +146,15 @@ _SAME = {
     "AuthorizationHeaderMalformed": "PermanentRedirect",
     "IllegalLocationConstraintException": "PermanentRedirect",
 }
+_MOST_TOLD = 64 << 10  # bytes of a refusal that are read; S3's have less than one
 _WHO_MATTERS = (AccessDeniedError, CredentialsError)
+_ABOUT_CALLERS = (
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",  # of a signature that is old by now
+    "SignatureDoesNotMatch",
+)
 _ABOUT_OBJECTS = (
     "GetObject",
     "GetObjectAttributes",
@@ -152,7 +164,15 @@ _ABOUT_OBJECTS = (
     "CreateSession",
 )
 
-_FOREIGN = "The answer is not in S3's form: check AWS_ENDPOINT_URL."
+_FOREIGN = (
+    "That was not in S3's form: check AWS_ENDPOINT_URL first; a proxy or a login page may have answered."
+)
+
+
+def is_refusal(error: CredentialsError) -> bool:
+    """Whether S3 did not take credentials, so that others may be looked for."""
+    meaning = _SAME.get(error.code or "", error.code)
+    return meaning in _ABOUT_CALLERS
 
 
 def read_refusal(session: botocore.session.Session, client: Any, answer: HTTPAnswer) -> ClientError:
@@ -163,7 +183,11 @@ def read_refusal(session: botocore.session.Session, client: Any, answer: HTTPAns
     """
     model = client.meta.service_model
     parser = session.get_component("response_parser_factory").create_parser(model.metadata["protocol"])
-    response = {"status_code": answer.status, "headers": HeadersDict(answer.headers), "body": answer.read()}
+    response = {
+        "status_code": answer.status,
+        "headers": HeadersDict(answer.headers),
+        "body": answer.read(_MOST_TOLD),
+    }
     shape = model.operation_model("GetObject").output_shape
     return ClientError(parser.parse(response, shape), "GetObject")
 
@@ -179,13 +203,13 @@ class Refusal:
 
     Attributes:
         error: botocore's.
-        uri: the object asked for.
-        asked_as: as whom, in words.
+        uri: the object asked for; None where a service that gives credentials refused.
+        asked_as: as whom, in words; or the role that was asked for.
         secrets: what was sent and must not be repeated, should the answer repeat it.
     """
 
     error: ClientError = field(repr=False)
-    uri: URI
+    uri: URI | None
     asked_as: str
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -216,8 +240,10 @@ class Refusal:
     @property
     def seconds_ahead(self) -> float | None:
         """How far this machine's clock is ahead of the store's, or None where the answer has no date."""
-        date = self.headers.get("date")
-        return None if date is None else time.time() - parsedate_to_datetime(date).timestamp()
+        try:
+            return time.time() - parsedate_to_datetime(self.headers.get("date", "")).timestamp()
+        except ValueError:
+            return None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -251,7 +277,10 @@ class Refusal:
         """
         if self.code in _BUSY:
             said = f": {self.said}" if self.said else ""
-            return BusyError(f"S3 answered {self.code}{said}", retry_after=self._retry_after, **self._about)
+            who = "S3" if about_objects(self.error) else "STS, which gives the credentials,"
+            return BusyError(
+                f"{who} answered {self.code}{said}", retry_after=self._retry_after, **self._about
+            )
         if not about_objects(self.error):
             return self._no_credentials()
         meaning = (
@@ -267,7 +296,12 @@ class Refusal:
         if issubclass(kind, _WHO_MATTERS):
             text += f", asked as {self.asked_as}"
         hint = better[1] if better else look_around() or hint
-        return kind(text, hint=hint + (f" {_FOREIGN}" if self.code.isdecimal() else ""), **self._about)
+        return kind(text, hint=f"{_FOREIGN} {hint}" if self._foreign else hint, **self._about)
+
+    @property
+    def _foreign(self) -> bool:
+        """Whether something answered that is not S3; an answer to HEAD never has a body that could tell."""
+        return self.code.isdecimal() and self.error.operation_name not in ("HeadObject", "HeadBucket")
 
     @property
     def _quoted(self) -> str:
@@ -280,8 +314,12 @@ class Refusal:
 
     @property
     def _about(self) -> dict[str, Any]:
-        request_id = self._metadata.get("RequestId") or self.headers.get("x-amz-request-id")
-        return {"uri": self.uri, "code": self.code, "request_id": request_id, "identity": self.asked_as}
+        identity = self.asked_as if about_objects(self.error) else None
+        return {"uri": self.uri, "code": self.code, "request_id": self._request_id, "identity": identity}
+
+    @property
+    def _request_id(self) -> str | None:
+        return self._metadata.get("RequestId") or self.headers.get("x-amz-request-id")
 
     @property
     def _retry_after(self) -> float | None:
@@ -294,14 +332,16 @@ class Refusal:
 
     def _unknown(self) -> StoreError:
         if "server side encryption" in self.said.lower().replace("-", " "):
-            message = f"it is encrypted with a key of its owner's (S3 answered {self.code})"
-            return StoreError(message, hint="Give that key: S3Config(sse_customer_key=…).", **self._about)
+            message = f"it is encrypted with a key that its owner supplied, SSE-C (S3 answered {self.code})"
+            hint = "Ask for that key of 32 bytes, and pass it: S3Config(sse_customer_key=…)."
+            return StoreError(message, hint=hint, **self._about)
         if "encryption parameters are not applicable" in self.said:
             message = f"it is not encrypted with a key of its owner's (S3 answered {self.code})"
             return StoreError(message, hint="Leave out S3Config.sse_customer_key.", **self._about)
         if self.code.isdecimal():
             return StoreError(f"something that is not S3 answered {self.code}", hint=_FOREIGN, **self._about)
-        hint = "Look the code up in the documentation of the store, or ask whoever runs it."
+        about = f", and give them the request's id, {self._request_id}" if self._request_id else ""
+        hint = f"Ask whoever runs the store{about}."
         return StoreError(f"S3 answered {self.code}: {self.said or 'no message'}", hint=hint, **self._about)
 
     def _no_credentials(self) -> StoreError:

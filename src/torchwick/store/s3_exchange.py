@@ -67,8 +67,6 @@ class Exchange:
     operation: Operation
     uri: URI
     line: Line
-    since: float
-    """When the load began that this is for."""
     pinned: bool
     """Whether the object has been seen before, in the version that is asked for again."""
     conditions: dict[str, str] = field(default_factory=dict)
@@ -79,6 +77,8 @@ class Exchange:
     told: dict[str, Any] = field(default_factory=dict)
     """What botocore made of the answer, if it read it."""
     answer: HTTPAnswer = field(init=False)
+    redirects: int = 0
+    """How often the store pointed elsewhere without a name."""
     secrets: tuple[str, ...] = ()
     """What was sent and must not be repeated, should the answer repeat it."""
 

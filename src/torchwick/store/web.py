@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from torchwick.config import S3Config
 from torchwick.errors import (
@@ -24,7 +24,7 @@ from torchwick.store.http import HTTPAnswer
 from torchwick.store.line import trusting
 from torchwick.store.pool import LinePool, PooledConnection
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
-from torchwick.uri import URI
+from torchwick.uri import URI, parse
 
 __all__ = ["WebStore"]
 
@@ -94,23 +94,38 @@ class WebConnection(PooledConnection):
         self, uri: URI, headers: dict[str, str], while_waiting: Callable[[], None] | None
     ) -> HTTPAnswer:
         """Send the request, and again where the server points elsewhere. Nothing secret goes along."""
-        url = f"{uri.scheme}://{uri.bucket}{uri.key}" + (f"?{uri.query}" if uri.query else "")
+        asked = uri
         for _ in range(_MOST_REDIRECTS):
-            answer = self._line.request(url, headers, while_waiting)
+            answer = self._line.request(_url(asked), headers, while_waiting)
             if answer.status not in _REDIRECTS:
                 return answer
-            target = urljoin(url, answer.headers.get("Location", ""))
             answer.read(1 << 16)
-            scheme = urlsplit(target).scheme
-            if scheme not in ("http", "https") or not answer.headers.get("Location"):
+            target = _target(asked, answer.headers.get("Location"))
+            if target is None:
                 hint = "Give the address that the browser ends up at."
                 raise StoreError("the server redirects to what is no web address", uri=uri, hint=hint)
-            if urlsplit(url).scheme == "https" and scheme != "https":
+            if (asked.scheme, target.scheme) == ("https", "http"):
                 hint = "Give the other address, if you trust the way to it."
                 raise StoreError("the server redirects from https to http", uri=uri, hint=hint)
-            url = target
+            asked = target
         hint = "Give the address that the browser ends up at."
         raise StoreError(f"the server redirected more than {_MOST_REDIRECTS} times", uri=uri, hint=hint)
+
+
+def _url(uri: URI) -> str:
+    return f"{uri.scheme}://{uri.bucket}{uri.key}" + (f"?{uri.query}" if uri.query else "")
+
+
+def _target(asked: URI, location: str | None) -> URI | None:
+    """Return where a redirect leads, or None where that is no web address."""
+    if not location:
+        return None
+    try:  # headers are Latin-1 to http.client, addresses UTF-8
+        spelled = location.encode("latin-1").decode("utf-8", "replace")
+        target = parse(urljoin(_url(asked), spelled))
+    except ValueError:  # URIError among them
+        return None
+    return target if target.scheme in ("http", "https") else None
 
 
 def _refusal(uri: URI, answer: HTTPAnswer, pinned: ObjectInfo | None) -> StoreError:

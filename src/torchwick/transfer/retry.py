@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 
-from torchwick.errors import BusyError, TransferError
+from torchwick.errors import BusyError, StoreError, TorchwickError, TransferError
 from torchwick.transfer.budget import Budget
 from torchwick.transfer.steady import TooSlowError
 from torchwick.uri import URI
@@ -94,12 +94,16 @@ class Retry:
 
     def _final(self, error: Exception, start: int, stop: int | None, hint: str) -> TransferError:
         times = "once" if self.failures == 1 else f"{self.failures} times"
+        told = error if isinstance(error, StoreError) else StoreError("")
         return TransferError(
             f"could not be read, tried {times}: {_describe(error)}",
             uri=self._uri,
             hint=hint,
             range=(start, stop),
             attempts=self.failures,
+            code=told.code,
+            request_id=told.request_id,
+            identity=told.identity,
         )
 
 
@@ -109,8 +113,8 @@ def _asked(error: Exception) -> float:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, BusyError):
-        return str(error).removeprefix(f"{error.uri}: ")
+    if isinstance(error, TorchwickError):
+        return error.message
     if isinstance(error, TimeoutError):
         return "no byte came for as long as TransferConfig.timeout allows"
     if isinstance(error, OSError) and error.strerror:
@@ -144,8 +148,12 @@ def _hint(error: Exception) -> str:
         return "No proxy listens there: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
     if isinstance(error, ConnectionRefusedError):
         return "Nothing listens there: check AWS_ENDPOINT_URL, its port, and that the server runs."
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "The server does not speak TLS there: write http:// in the endpoint, or use its TLS port."
     if isinstance(error, BusyError):
         return "The store is overloaded: try later, or with fewer connections."
+    if isinstance(error, TorchwickError) and error.hint:
+        return error.hint
     return "Check the network between this machine and the store."
 
 
