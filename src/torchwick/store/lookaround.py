@@ -19,7 +19,8 @@ _ALIKE = 0.7  # a letter or two wrong in a short name, a word in a long one
 _MOST_LISTED = 1000  # keys of one answer, the most S3 gives
 _ASK = "ask the bucket's owner to grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it."
 _UNSURE = (
-    f"Check the key: without s3:ListBucket, S3 answers the same where there is none. If it is right, {_ASK}"
+    f"Check the key: without s3:ListBucket, S3 answers the same where there is none. If it is right, {_ASK} "
+    "If the bucket is requester-pays, pass S3Config(requester_pays=True)."
 )
 
 
