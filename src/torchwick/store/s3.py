@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.client import HTTPException
 from typing import Any
@@ -29,7 +29,7 @@ from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError
-from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum
+from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum, check_pinned
 from torchwick.store.botocore_errors import endless_redirect, endpoint_refused, from_botocore, not_s3
 from torchwick.store.collector import collector_paused
 from torchwick.store.finder import CredentialFinder
@@ -58,6 +58,8 @@ _SECRET_HEADERS = (
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+_MOST_PARTS = 10_000  # Amazon S3 user guide, "Amazon S3 multipart upload limits"
+_LONGEST_PAGE = 4 << 20  # bytes of a list of 1000 parts, ten times over
 _SIGNATURE_LIFE = 60.0  # seconds; S3 refuses a signature after 15 minutes, Express sessions end after 5
 
 
@@ -267,6 +269,8 @@ class S3Store:
             }
         )
         answer = exchange.send(request.url, headers)
+        if exchange.operation is _PARTS and (answer.length or 0) > _LONGEST_PAGE:
+            raise not_s3(exchange.uri)  # it sends the object itself, not knowing what was asked for
         if exchange.operation is _GET and answer.status in _GOOD:
             self._remember(exchange.uri, _Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
@@ -298,7 +302,7 @@ class _Operation:
 _GET = _Operation("GetObject", "get_object")
 _HEAD = _Operation("HeadObject", "head_object", "HEAD", {"ChecksumMode": "ENABLED"})
 _PARTS = _Operation(
-    "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ObjectParts"]}
+    "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ETag", "ObjectParts"]}
 )
 
 
@@ -325,7 +329,8 @@ class _Exchange:
     @property
     def pinned(self) -> bool:
         """Whether the object has been seen before, in a version that is asked for again."""
-        return not self.conditions.keys().isdisjoint(("If-Match", "If-Unmodified-Since"))
+        conditional = not self.conditions.keys().isdisjoint(("If-Match", "If-Unmodified-Since"))
+        return conditional or self.operation is _PARTS  # which is asked for last
 
     def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
         self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
@@ -342,6 +347,16 @@ def _private(endpoint: str) -> bool:
     """Whether no one on the way can read what is sent there."""
     parts = urlsplit(endpoint)
     return parts.scheme == "https" or parts.hostname in _THIS_MACHINE
+
+
+def _check_tag(tag: str | None, info: ObjectInfo) -> None:
+    """Refuse an answer about another version; GetObjectAttributes takes no condition, and leaves out quotes.
+
+    Raises:
+        ObjectChangedError: its tag is another.
+    """
+    if tag is not None and info.etag is not None:
+        check_pinned(replace(info, etag=tag.strip('"')), replace(info, etag=info.etag.strip('"')))
 
 
 class S3Connection(PooledConnection):
@@ -381,20 +396,26 @@ class S3Connection(PooledConnection):
             answer = self._store.send(self._exchange(_HEAD, info.uri, conditions))
             headers = {name.lower(): value for name, value in answer.headers.items()}
             if is_composite(headers):
-                return checksum_of_parts(self._parts(info.uri), info.size or 0)
+                return checksum_of_parts(self._parts(info), info.size or 0)
         except StoreError as error:
             raise error.about(info.uri) from error.__cause__
         return checksum_of_whole(headers, info.size or 0)
 
-    def _parts(self, uri: URI) -> list[dict[str, Any]]:
-        """Return the parts that an object was uploaded in."""
+    def _parts(self, info: ObjectInfo) -> list[dict[str, Any]]:
+        """Return the parts that an object was uploaded in, or some of them where the store tells no more.
+
+        Raises:
+            ObjectChangedError: they are another version's.
+        """
         parts: list[dict[str, Any]] = []
-        more: dict[str, Any] = {"IsTruncated": True, "NextPartNumberMarker": 0}
-        while more.get("IsTruncated"):
-            exchange = self._exchange(_PARTS, uri, {}, PartNumberMarker=more["NextPartNumberMarker"])
+        before, marker = -1, 0
+        while before < marker <= _MOST_PARTS:  # a page that leads nowhere would be asked for without end
+            exchange = self._exchange(_PARTS, info.uri, {}, PartNumberMarker=marker)
             self._store.send(exchange)
-            more = exchange.told.get("ObjectParts", {})
-            parts += more.get("Parts", [])
+            _check_tag(exchange.told.get("ETag"), info)
+            page = exchange.told.get("ObjectParts", {})
+            parts += page.get("Parts", [])
+            before, marker = marker, page.get("NextPartNumberMarker", 0) if page.get("IsTruncated") else 0
         return parts
 
     def _exchange(
