@@ -32,6 +32,8 @@ def state() -> dict[str, torch.Tensor]:
 class Net(torch.nn.Module):
     """The same numbers, as a program."""
 
+    layer0: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name, layer in state().items():
