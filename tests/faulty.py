@@ -174,6 +174,11 @@ class FaultyServer:
             self._rules.clear()
             self.requests.clear()
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._http._open)
+
     def delete(self, path: str) -> None:
         """Forget an object: it is 404 from now on."""
         with self._lock:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
@@ -21,6 +22,7 @@ from checkpoints.base import quiet
 from faulty import FaultyServer
 from torchwick import LoadReport, TorchwickError
 from torchwick.demo.environment import aws_environment
+from torchwick.store import _open_store
 from torchwick.transfer import retry
 from trials import PARTS, WAYS, Way
 from troubles import NOTHING, RETRIED, RIGHT, STAGES, TROUBLES, UNNOTICED, Stage, Trial, Trouble
@@ -103,6 +105,19 @@ def bench(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> It
 )
 def test_the_outcome(trouble: Trouble, way: Way, stage: Stage, bench: Bench) -> None:
     assert bench.outcome(trouble, way, stage) == trouble.expected(way, stage)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "web"])
+def test_a_store_that_no_one_uses_closes_its_connections(scheme: str, faulty_s3: FaultyServer) -> None:
+    url = faulty_s3.put("models/new.pt", WAYS[0].content)
+    torchwick.load(url if scheme == "web" else "s3://models/new.pt", transfer=PARTS)
+    assert faulty_s3.open_connections > 0
+    _open_store.cache_clear()
+    gc.collect()
+    deadline = time.monotonic() + LIMIT
+    while faulty_s3.open_connections and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert faulty_s3.open_connections == 0
 
 
 # -- the page ----------------------------------------------------------------------------------------------
