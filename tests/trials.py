@@ -32,15 +32,13 @@ def state() -> dict[str, torch.Tensor]:
 class Net(torch.nn.Module):
     """The same numbers, as a program."""
 
-    layer0: torch.Tensor
-
     def __init__(self) -> None:
         super().__init__()
         for name, layer in state().items():
             self.register_buffer(name, layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layer0.sum()
+        return x
 
 
 def _script() -> bytes:

@@ -86,9 +86,14 @@ class Trial:
         nth = None if times is None else range(1, times + 1)
         self.server.on(fault, nth=nth, path=self.path, where=self.at)
 
+    @property
+    def other(self) -> bytes:
+        """What the object is overwritten with: as many bytes, of which the first half is the same."""
+        half = self.way.content[: len(self.way.content) // 2]
+        return half.ljust(len(self.way.content), b"\0")
+
     def overwrite(self) -> None:
-        body = self.way.content
-        self.server.put(self.path, body[: len(body) // 2] + bytes(len(body) - len(body) // 2))
+        self.server.put(self.path, self.other)
 
     def delete(self) -> None:
         self.server.delete(self.path)
@@ -162,7 +167,8 @@ def _limited(trial: Trial) -> None:
 
 
 def _handshakes(trial: Trial) -> None:
-    trial.server.reset_handshakes = range(1, 3) if trial.stage == "many" else range(1)
+    first = trial.server.connections + (trial.stage == "many")
+    trial.server.reset_handshakes = range(first, first + (2 if trial.stage == "many" else 1))
 
 
 _SHORT = 0.3  # seconds; a timeout that passes
