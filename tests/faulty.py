@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from faults import Fault, Length, Reply, Request, S3Error, SlowDown
+from kept import KeptChecksum, keep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,7 @@ class StoredObject:
     etag: str | None
     modified: float
     headers: Mapping[str, str]
+    checksum: KeptChecksum | None = None
 
 
 @dataclass
@@ -138,7 +140,14 @@ class FaultyServer:
             raise ExceptionGroup("the fault server itself failed", self._http.errors)
 
     def put(
-        self, path: str, body: bytes, *, etag: str | None = "md5", headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: bytes,
+        *,
+        etag: str | None = "md5",
+        headers: Mapping[str, str] | None = None,
+        checksum: str | None = None,
+        uploaded_in: int | None = None,
     ) -> str:
         """Store an object, or overwrite it, and return its URL.
 
@@ -147,13 +156,28 @@ class FaultyServer:
             body: the bytes.
             etag: the ETag with its quotes; "md5" makes it as S3 does; None sends none.
             headers: further response headers.
+            checksum: which one S3 keeps of it, such as "crc64nvme"; None for none.
+            uploaded_in: bytes of the parts that it was uploaded in, each of which has a checksum of its own
+                (type COMPOSITE); None for one checksum of the whole.
         """
         if etag == "md5":
             etag = f'"{hashlib.md5(body).hexdigest()}"'
+        kept = None if checksum is None else keep(checksum, body, uploaded_in)
         with self._lock:
             self._stored += 1
-            self._objects[path] = StoredObject(body, etag, EPOCH + self._stored, dict(headers or {}))
+            self._objects[path] = StoredObject(body, etag, EPOCH + self._stored, dict(headers or {}), kept)
         return self.url(path)
+
+    def behave(self) -> None:
+        """Forget all rules, and all requests."""
+        with self._lock:
+            self._rules.clear()
+            self.requests.clear()
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._http._open)
 
     def delete(self, path: str) -> None:
         """Forget an object: it is 404 from now on."""
@@ -239,6 +263,10 @@ def _honest_reply(request: Request, stored: StoredObject | None) -> Reply:
     }
     if stored.etag is not None:
         headers["ETag"] = stored.etag
+    if stored.checksum is not None and request.query.partition("&")[0] == "attributes":
+        return Reply(200, headers, stored.checksum.attributes(request.headers, stored.etag or ""))
+    if stored.checksum is not None and request.headers.get("x-amz-checksum-mode") == "ENABLED":
+        headers |= stored.checksum.headers
     if request.range is None:
         return Reply(200, headers, stored.body, whole=stored.body)
     start, stop = _resolve(request.range, size)

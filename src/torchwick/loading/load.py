@@ -97,7 +97,7 @@ def load(
         with expecting(store, source.info, verify=verify, sha256=digest) as source.expected:
             outcome = _load(source, map_location, weights_only=weights_only)
     if source.verified is None and (verify is True or digest is not None):
-        raise ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")
+        raise _unverified(source, map_location)
     report = _report(source, outcome, time.perf_counter() - started)
     _log.info("loaded %s: %s", report.uri, report)
     if on_report is not None:
@@ -120,6 +120,15 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
         return Outcome(load_safetensors(source, map_location), "safetensors", "filled")
     loaders = {"zip": load_zip, "legacy": load_legacy, "tar": load_tar}
     return loaders[kind](source, map_location, weights_only=weights_only)
+
+
+def _unverified(source: Source, map_location: MapLocation) -> Exception:
+    from torchwick.loading.devices import is_faking, is_meta
+    from torchwick.loading.verification import unverifiable
+
+    if is_meta(map_location) or is_faking():
+        return ValueError(f"{source.uri}: no bytes are read for {map_location!r} that could be verified")
+    return unverifiable(source.uri)
 
 
 def _report(source: Source, outcome: Outcome, seconds: float) -> LoadReport:

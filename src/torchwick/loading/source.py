@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
-from torchwick.loading.verification import Expected, PinnedDigest
+from torchwick.loading.verification import Expected, PinnedDigest, read_differently
 from torchwick.loading.whole import complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
@@ -81,6 +81,8 @@ class Source:
         Returns:
             False, and nothing is filled, where that would cost more than it is worth.
         """
+        if len(expected.stops) > 1 and not self.info.ranged:  # of one stream there is one checksum
+            return False
         whole = complete(fills, self.cache, self.info.size, expected.stops)
         if whole is None or (whole.extra > _WORTH_READING and not expected.required):
             _log.info("%s: not verified: it is read in part only", self.uri)
@@ -92,6 +94,8 @@ class Source:
                 witness.arrived(start, start + len(data), witness.update(data, 0))
         self._transfer(parts, witness)
         expected.check(witness, self.uri)
+        if any(before != now for before, now in whole.again):
+            raise read_differently(self.uri, expected.name)
         self.verified = expected.name
         return True
 

@@ -10,12 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from torchwick.errors import IntegrityError, ObjectChangedError, StoreError
+from torchwick.errors import IntegrityError, ObjectChangedError, StoreError, TransferError
 from torchwick.store import ObjectInfo, Store, StoredChecksum
 from torchwick.transfer import TRANSIENT, Digest, Sums, Witness, algorithm
 from torchwick.uri import URI
 
-__all__ = ["Expected", "PinnedDigest", "StoredSums", "Verify", "expecting", "nothing_kept", "parse_sha256"]
+__all__ = [
+    "Expected",
+    "PinnedDigest",
+    "StoredSums",
+    "Verify",
+    "expecting",
+    "nothing_kept",
+    "parse_sha256",
+    "read_differently",
+    "unverifiable",
+]
 
 Verify = bool | Literal["auto"]
 _log = logging.getLogger("torchwick")
@@ -185,11 +195,12 @@ class _Question:
         try:
             stored = self._future.result()
         except TRANSIENT as error:
-            if isinstance(error, StoreError):
+            if isinstance(error, StoreError) and not error.retryable:
                 raise
             hint = "Load it again, or with verify='auto', which does without."
-            raise StoreError(
-                f"its checksum could not be had: {error}", uri=self._info.uri, hint=hint
+            said = error.message if isinstance(error, StoreError) else str(error)
+            raise TransferError(
+                f"its checksum could not be had: {said}", uri=self._info.uri, hint=hint, attempts=2
             ) from error
         if stored is None:
             raise nothing_kept(self._info.uri)
@@ -217,6 +228,23 @@ def nothing_kept(uri: URI) -> IntegrityError:
     """Return the error for an object that has to be verified, and cannot be."""
     hint = "Pass sha256=, or verify='auto'; or store it on S3 anew: its checksums are kept since 2024."
     return IntegrityError("there is no checksum to verify it by", uri=uri, hint=hint)
+
+
+def read_differently(uri: URI, name: str) -> IntegrityError:
+    """Return the error for bytes that were used, and are others than those that were verified later."""
+    return IntegrityError(
+        f"bytes that were read twice differ, and the second have the right {name}",
+        uri=uri,
+        hint=_AGAIN,
+        algorithm=name,
+    )
+
+
+def unverifiable(uri: URI) -> IntegrityError:
+    """Return the error for an object that was read in a way that does not allow for its checksum."""
+    hint = "Pass sha256=, or verify='auto'."
+    message = "the server does not send it in pieces whose checksum could be compared"
+    return IntegrityError(message, uri=uri, hint=hint)
 
 
 def parse_sha256(text: str | None) -> str | None:

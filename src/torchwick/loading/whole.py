@@ -20,11 +20,19 @@ class Whole:
         fills: what is to be read.
         known: what was read before, by its start.
         extra: bytes of `fills` that no one wants but whoever verifies.
+        again: what was read before, and other memory that it is, or was, read into once more.
     """
 
     fills: list[Fill]
     known: dict[int, tuple[memoryview, ...]]
     extra: int
+    again: list[tuple[memoryview, memoryview]]
+
+    def as_one_stream(self) -> Whole:
+        """Return the same for a server that sends everything from byte 0, and so what is known as well."""
+        repeated = [(Fill(at, memoryview(bytearray(len(d)))), d) for at, (d,) in self.known.items()]
+        again = [(data, fill.buffer) for fill, data in repeated]
+        return Whole([*self.fills, *(fill for fill, _ in repeated)], {}, self.extra, self.again + again)
 
 
 def complete(
@@ -45,7 +53,7 @@ def complete(
     starts, ends = [fill.start for fill in ordered], [fill.stop for fill in ordered]
     if size is None or any(end > start for end, start in zip(ends, [*starts[1:], size], strict=bool(ends))):
         return None
-    whole = Whole(list(ordered), {}, 0)
+    whole = Whole(list(ordered), {}, 0, [])
     extra = 0
     for start, stop in zip([0, *ends], [*starts, size], strict=True):
         for piece in _pieces(start, stop, cache, stops):
@@ -55,7 +63,8 @@ def complete(
             else:
                 at, data = piece
                 whole.known[at] = (data,)
-    return Whole(whole.fills, whole.known, extra)
+    whole = Whole(whole.fills, whole.known, extra, cache.overlaps())
+    return whole if cache.info.ranged or not whole.fills else whole.as_one_stream()
 
 
 def _pieces(

@@ -20,6 +20,8 @@ class LinePool:
     def __init__(self, timeout: float, tls: Callable[[], ssl.SSLContext]) -> None:
         self._timeout = timeout
         self._tls = tls
+        # The finalizer below keeps idle lines, and a line that kept its store would keep it for ever.
+        self._trusting = _weakly(weakref.WeakMethod(self._trust))
         self._process = os.getpid()
         self._idle: list[Line] = []
         weakref.finalize(self, _close, self._idle)  # when no one uses the store any more, or at exit
@@ -32,7 +34,10 @@ class LinePool:
         try:
             return self._idle.pop()  # one step, and so safe between threads
         except IndexError:
-            return Line(self._timeout, self._tls)
+            return Line(self._timeout, self._trusting)
+
+    def _trust(self) -> ssl.SSLContext:
+        return self._tls()
 
     def give(self, line: Line) -> None:
         """Keep a line for the next load, unless it was aborted or enough are kept."""
@@ -44,6 +49,18 @@ class LinePool:
     def close(self) -> None:
         """Close the idle lines."""
         _close(self._idle)
+
+
+def _weakly(method: weakref.WeakMethod[Callable[[], ssl.SSLContext]]) -> Callable[[], ssl.SSLContext]:
+    """Return the method as a function that does not keep its object alive; who calls it has to."""
+
+    def call() -> ssl.SSLContext:
+        alive = method()
+        if alive is None:
+            raise ReferenceError("a line is in use, and its pool is not")
+        return alive()
+
+    return call
 
 
 def _close(idle: list[Line]) -> None:

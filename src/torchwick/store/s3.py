@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -27,7 +28,7 @@ from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError, TorchwickError
-from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum
+from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum, check_pinned
 from torchwick.store.botocore_errors import endless_redirect, from_botocore, not_s3, secret_in_endpoint
 from torchwick.store.callers import Caller, Callers
 from torchwick.store.http import Headers, HTTPAnswer
@@ -51,6 +52,7 @@ _REDIRECTS = (301, 302, 307)
 _MOST_REDIRECTS = 3
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
+_LONGEST_PAGE = 4 << 20  # bytes of a list of 1000 parts, ten times over
 _MOST_PARTS = 10_000  # of an upload (Amazon S3 user guide, "Multipart upload limits")
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
@@ -255,6 +257,8 @@ class S3Store:
         )
         self.secure = request.url.startswith("https:")
         answer = exchange.send(request.url, headers)
+        if exchange.operation is LIST_PARTS and (answer.length or 0) > _LONGEST_PAGE:
+            raise not_s3()  # it sends the object itself, not knowing what was asked for
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:
             self._current.caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
@@ -278,6 +282,16 @@ def _private(endpoint: SplitResult) -> bool:
     if endpoint.scheme == "https":
         return True
     return endpoint.hostname in _THIS_MACHINE and proxy_for(endpoint.scheme, endpoint.netloc) is None
+
+
+def _check_tag(tag: str | None, info: ObjectInfo) -> None:
+    """Refuse an answer about another version; GetObjectAttributes takes no condition, and leaves out quotes.
+
+    Raises:
+        ObjectChangedError: its tag is another.
+    """
+    if tag is not None and info.etag is not None:
+        check_pinned(replace(info, etag=tag.strip('"')), replace(info, etag=info.etag.strip('"')))
 
 
 class S3Connection(PooledConnection):
@@ -326,18 +340,21 @@ class S3Connection(PooledConnection):
         return checksum_of_whole(headers, info.size or 0)
 
     def _parts(self, info: ObjectInfo) -> list[dict[str, Any]]:
-        """Return the parts that this version was uploaded in; none where the list is of another version."""
+        """Return the parts that an object was uploaded in, or some of them where the store tells no more.
+
+        Raises:
+            ObjectChangedError: they are another version's.
+        """
         parts: list[dict[str, Any]] = []
-        truncated, last = True, 0
-        while truncated and len(parts) < _MOST_PARTS:
+        before, marker = -1, 0
+        while before < marker <= _MOST_PARTS:  # a page that leads nowhere would be asked for without end
             exchange = self._exchange(LIST_PARTS, info.uri, info)
-            exchange.arguments = {"PartNumberMarker": last}
+            exchange.arguments = {"PartNumberMarker": marker}
             self._store.send(exchange)
+            _check_tag(exchange.told.get("ETag"), info)
             page = exchange.told.get("ObjectParts", {})
-            if exchange.told.get("ETag") != (info.etag or "").strip('"') or not page.get("Parts"):
-                return []
-            parts += page["Parts"]
-            truncated, last = page.get("IsTruncated", False), page.get("NextPartNumberMarker", 0)
+            parts += page.get("Parts", [])
+            before, marker = marker, page.get("NextPartNumberMarker", 0) if page.get("IsTruncated") else 0
         return parts
 
     def _exchange(self, operation: Operation, uri: URI, pinned: ObjectInfo | None) -> Exchange:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from torchwick.store.base import StoredChecksum
 
 __all__ = ["checksum_of_parts", "checksum_of_whole", "is_composite"]
 
-_ALGORITHMS = ("crc64nvme", "crc32c", "crc32")  # those whose parts fold into the checksum of the whole
+_ALGORITHMS = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
+"""Those whose parts fold into the checksum of the whole, the best first, and their bytes."""
 
 
 def checksum_of_whole(headers: Mapping[str, str], size: int) -> StoredChecksum | None:
@@ -32,7 +34,7 @@ def checksum_of_whole(headers: Mapping[str, str], size: int) -> StoredChecksum |
     if is_composite(headers):
         return None
     for algorithm in _ALGORITHMS:
-        value = _number(headers.get(f"x-amz-checksum-{algorithm}"))
+        value = _number(headers.get(f"x-amz-checksum-{algorithm}"), algorithm)
         if value is not None:
             return StoredChecksum(algorithm, ((size, value),))
     return None
@@ -51,17 +53,19 @@ def checksum_of_parts(parts: Sequence[Mapping[str, Any]], size: int) -> StoredCh
         parts: as GetObjectAttributes tells them.
         size: bytes of the object.
     """
+    stops = list(itertools.accumulate(int(part.get("Size") or 0) for part in parts))
     for algorithm in _ALGORITHMS:
-        values = [_number(part.get(f"Checksum{algorithm.upper()}")) for part in parts]
-        stops = [sum(int(part["Size"]) for part in parts[: count + 1]) for count in range(len(parts))]
+        values = [_number(part.get(f"Checksum{algorithm.upper()}"), algorithm) for part in parts]
         known = tuple((stop, value) for stop, value in zip(stops, values, strict=True) if value is not None)
         if parts and len(known) == len(parts) and stops[-1] == size:
             return StoredChecksum(algorithm, known)
     return None
 
 
-def _number(text: object) -> int | None:
+def _number(text: object, algorithm: str) -> int | None:
+    """Return a checksum as a number; None where it is none, or of another length than the algorithm's."""
     try:
-        return int.from_bytes(base64.b64decode(str(text), validate=True), "big") if text else None
+        data = base64.b64decode(str(text), validate=True) if text else b""
     except (binascii.Error, ValueError):
         return None
+    return int.from_bytes(data, "big") if len(data) == _ALGORITHMS[algorithm] else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torchwick.config import TransferConfig
 from torchwick.store import Body, Connection, ObjectInfo, Store
 from torchwick.transfer.budget import Budget
@@ -57,6 +59,15 @@ class RangeCache:
         """Return the offsets within ``[start, stop)`` where what is known begins or ends."""
         ends = (edge for at, piece in self._pieces for edge in (at, at + len(piece)))
         return [edge for edge in ends if start < edge < stop]
+
+    def overlaps(self) -> list[tuple[memoryview, memoryview]]:
+        """Return what was read twice, as pairs of the same bytes of the object; either may have been used."""
+        pairs = []
+        for (at, piece), (other_at, other) in itertools.combinations(self._pieces, 2):
+            start, stop = max(at, other_at), min(at + len(piece), other_at + len(other))
+            if start < stop:
+                pairs.append((piece[start - at : stop - at], other[start - other_at : stop - other_at]))
+        return pairs
 
     def read(self, start: int, stop: int) -> memoryview:
         """Return ``[start, stop)``, fetched if need be together with what follows it.
