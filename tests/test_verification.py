@@ -546,7 +546,7 @@ class TestTheQuestion:
         server.on(Stall(-1), method="HEAD")
         server.on(asked.set, method="HEAD")
         script = (
-            "import sys, threading, torch, torch.serialization, torchwick\n"  # whose import would be interrupted
+            "import sys, threading, torch, torch.serialization, torchwick\n"
             "config = torchwick.TransferConfig(timeout=30)\n"
             f"try: torchwick.load({URI!r}, verify={verify!r}, transfer=config)\n"
             "except KeyboardInterrupt:\n"
