@@ -79,12 +79,18 @@ def _print(console: Console, found: Diagnosis) -> None:
         console.print(Text(_SECTIONS[section], style="bold"))
         console.print(_table(list(checks), widest))
     console.print()
-    console.print(Text("What to do" if found.advice else "There is nothing to do.", style="bold"))
+    console.print(Text("What to do" if found.advice else _nothing_to_do(found), style="bold"))
     advice = _grid()
     for number, text in enumerate(found.advice, 1):
         advice.add_row(f"{number}.", Text(text))
     if found.advice:
         console.print(advice)
+
+
+def _nothing_to_do(found: Diagnosis) -> str:
+    if found.ok:
+        return "There is nothing to do."
+    return "Something failed, and there is no advice for it: see above."
 
 
 def _grid() -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import socket
 import ssl
 import time
@@ -132,6 +133,12 @@ class Probe:
         if self._socket is None:
             raise ConnectionError("there is no connection")
         return self._socket
+
+    @property
+    def within_machine(self) -> bool:
+        """Whether the connection is one to this machine, and no proxy takes it elsewhere."""
+        address = str(self._connected.getpeername()[0]).partition("%")[0]
+        return self.proxy is None and ipaddress.ip_address(address).is_loopback
 
     def close(self) -> None:
         """Close the connection."""

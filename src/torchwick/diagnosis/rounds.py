@@ -17,7 +17,7 @@ from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Check, Diagnosis, Finding
 from torchwick.diagnosis.words import advice_of, bare_message
 from torchwick.errors import TorchwickError, TransferError
-from torchwick.store.botocore_errors import from_botocore
+from torchwick.store.botocore_errors import from_botocore, not_s3
 from torchwick.store.redact import redacted_logs
 from torchwick.store.s3_errors import Refusal
 from torchwick.uri import URI
@@ -30,16 +30,18 @@ _FAILURES = (
     ClientError,
     ResponseParserError,
     HTTPException,
-    KeyError,
     OSError,
-    RuntimeError,
-    ValueError,
+    UnicodeError,  # of a host's name that cannot be written as the network wants it
 )
-"""What a check may end with: errors of torchwick's, botocore's and the network's; the rest are mistakes."""
+"""What a check may end with: errors of torchwick's, botocore's and the network's; the rest are mistakes.
+
+What botocore makes of a wrong configuration, be it a `ValueError`, is caught where botocore is called.
+"""
 
 _TRY_NETWORK = "Check the network between this machine and the store, and what is on the way."
 _SHORTEST_SECRET = 8  # characters; Amazon's have 40
-_PASSWORD = re.compile(r"(?<=//)(?!user:password@)[^/@\s]+@")  # an example in a hint is none
+_PASSWORD = re.compile(r"((?<!s3://)(?<=//)|(?<=endpoint: ))(?!user:password@)[^\s'\"`]+@")
+"""All before the last @ of an address: a password may hold @ and /. So may a key, which is none."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,11 @@ def _looked(step: _Step, case: Case) -> Finding:
 def _failure(error: Exception, case: Case) -> Finding:
     """Say what an error means, its hint being the advice."""
     if isinstance(error, ClientError):
-        about = case.uri or URI("s3", "", "")
-        error = Refusal(error, about, case.asked_as, case.secrets).explained()
+        error = Refusal(error, case.about, case.asked_as, case.secrets).explained()
     elif isinstance(error, BotoCoreError):
         error = from_botocore(error, None)
+    elif isinstance(error, ResponseParserError):
+        error = not_s3(case.about)
     if isinstance(error, TorchwickError):
         facts = {"error": type(error).__name__, "code": getattr(error, "code", None)}
         advice = advice_of(error) or (_TRY_NETWORK if isinstance(error, TransferError) else None)

@@ -41,6 +41,10 @@ class LinePool:
         else:
             self._idle.append(line)
 
+    def close(self) -> None:
+        """Close the lines that are idle now."""
+        _close(self._idle)
+
 
 def _close(idle: list[Line]) -> None:
     while idle:

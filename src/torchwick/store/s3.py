@@ -123,6 +123,10 @@ class S3Store:
         """Return a connection of its own for one thread."""
         return S3Connection(self, self._lines)
 
+    def close(self) -> None:
+        """Close idle lines."""
+        self._lines.close()
+
     def pinning_headers(self, pinned: ObjectInfo | None) -> dict[str, str]:
         """Return the headers that make the store refuse any other version, if it knows them."""
         return pinning_headers(pinned) if self._takes_conditions else {}
