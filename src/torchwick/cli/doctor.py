@@ -50,7 +50,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Look at all that a load depends on: machine, settings, credentials, network, object, speed."""
-    with told(as_json=as_json):
+    with told(as_json=as_json, s3=s3):
         found = _watched(uri, s3, TransferConfig(timeout=timeout))
     if as_json:
         json.dump(found.to_dict(), sys.stdout)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import botocore.session
+from botocore import exceptions as boto
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.parsers import ResponseParserError
 
 from torchwick.diagnosis.case import CREDENTIALS_FAIL, Case
@@ -165,7 +166,7 @@ def _advice(case: Case, error: Exception) -> str:
         return Refusal(error, case.about, "nobody").explained().hint or _LATER
     if isinstance(error, ResponseParserError):
         return _NO_STS
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return _UNREACHED
     if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
         return _STS_ENDPOINT

@@ -118,8 +118,6 @@ class Case:
         if without_scheme:
             scheme = "http" if without_scheme[2] else "https"
             hint: str | None = f"Write {scheme}://{without_scheme[1]}: the {scheme}:// is missing."
-        elif said.startswith("invalid literal for int()"):  # of a number of attempts, say
-            hint = _CORRECT
         else:
             hint = endpoint_refused(ValueError(said), self.about).hint
         return StoreError(f"the S3 client cannot be made: {said}", hint=hint)
