@@ -593,7 +593,8 @@ class TestNetwork:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", stored.endpoint_url)  # for what botocore says of it
         monkeypatch.setenv("HTTP_PROXY", f"http://me:{password}@127.0.0.1:9")
         diagnosis = torchwick.doctor(URI, transfer=QUICK)
-        told = json.dumps(diagnosis.to_dict())
+        with_role = torchwick.doctor(URI, s3=S3Config(role_arn=ROLE), transfer=QUICK)
+        told = json.dumps([diagnosis.to_dict(), with_role.to_dict()])
         assert not [part for part in ("s1x", "s2x", "s3x") if part in told]
         assert diagnosis.advice
 

@@ -145,6 +145,9 @@ def _why(error: Exception) -> str:
         said = error.response.get("Error", {})
         answer = f"{_code(error)}: {said.get('Message') or ''}".rstrip(": .")
         return f"{error.operation_name} was answered with {answer}"
+    if isinstance(error, boto.HTTPClientError) and error.fmt == boto.HTTPClientError.fmt:
+        # Of no kind that botocore knows; its text may hold a part of a proxy's password.
+        return f"the HTTP client failed ({type(error.kwargs['error']).__name__})"
     if isinstance(error, ResponseParserError):
         return "the answer is in no form of a service of AWS"
     if isinstance(error, KeyError | json.JSONDecodeError | UnicodeError):  # whose text may hold half a key
