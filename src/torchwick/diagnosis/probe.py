@@ -50,6 +50,7 @@ class Probe:
         self._timeout = timeout
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
         self._socket: socket.socket | None = None
+        self._address = ""
 
     @property
     def proxy(self) -> Proxy | None:
@@ -89,8 +90,8 @@ class Probe:
                 failure = error
             else:
                 tried.settimeout(self._timeout)
-                self._socket = tried
-                return str(address[0])
+                self._socket, self._address = tried, str(address[0])
+                return self._address
         raise failure or OSError(f"{self.peer[0]} has no address")
 
     def encrypt(self, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -136,9 +137,8 @@ class Probe:
 
     @property
     def within_machine(self) -> bool:
-        """Whether the connection is one to this machine, and no proxy takes it elsewhere."""
-        address = str(self._connected.getpeername()[0]).partition("%")[0]
-        return self.proxy is None and ipaddress.ip_address(address).is_loopback
+        """Whether the connection that was made is one to this machine, and no proxy takes it elsewhere."""
+        return self.proxy is None and ipaddress.ip_address(self._address.partition("%")[0]).is_loopback
 
     def close(self) -> None:
         """Close the connection."""

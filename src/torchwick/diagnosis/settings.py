@@ -109,7 +109,8 @@ def proxy(case: Case) -> Finding:
     parts = urlsplit(case.url)
     used, variable = proxy_for(parts.scheme, parts.netloc), proxy_variable(parts.scheme)
     address = os.environ.get(variable, "")
-    if used is not None and "@" in "".join(urlsplit(address)[2:]):  # the path and what follows
+    beyond_host = urlsplit(address if "//" in address else f"//{address}")[2:] if used else ()
+    if "@" in "".join(beyond_host):
         advice = f"Write @ as %40 and / as %2F in the password in {variable}."
         return Finding("failed", f"the password in {variable} ends its host's name too early", advice)
     if used is not None:
