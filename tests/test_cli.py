@@ -126,6 +126,21 @@ class TestLoad:
         trusted = run("load", str(path), "--no-weights-only", "--json")
         assert json.loads(trusted.stdout)["tensors"] == 2
 
+    def test_hints_name_the_options(self, tmp_path: Path) -> None:
+        path = tmp_path / "region=eu-west-3" / "module.pt"
+        path.parent.mkdir()
+        torch.save(torch.nn.Linear(3, 3), path)
+        assert run("load", str(path)).stderr.endswith(" (On the command line: --no-weights-only.)\n")
+        assert "command line" not in run("load", str(path), "--json").stdout
+        assert "command line" not in run("load", str(path.with_name("none.pt"))).stderr
+
+    def test_a_hint_that_names_a_setting_of_s3(
+        self, faulty_s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        assert "(On the command line: --anonymous.)" in run("load", "s3://models/new.pt").stderr
+
     def test_a_model_without_tensors(self, tmp_path: Path) -> None:
         torch.save({"epoch": 7}, tmp_path / "model.pt")
         assert "tensors" in run("load", str(tmp_path / "model.pt")).stdout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import torchwick
@@ -20,8 +21,11 @@ from faulty import FaultyServer
 from relay import Relay
 from torchwick import Diagnosis, S3Config, TransferConfig, URIError
 from torchwick.cli import app
+from torchwick.cli.doctor import _print
 from torchwick.diagnosis import Check
+from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.machine import judge_torch, unsafe_loads
+from torchwick.uri import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -268,6 +272,20 @@ class TestWhoAsks:
         diagnosis = torchwick.doctor(URI)
         assert diagnosis.ok
         assert diagnosis["identity"].status == "unknown"
+        assert diagnosis["identity"].found.startswith("not asked: ")
+        assert "POST" not in [request.method for request in stored.requests]
+
+    def test_an_address_of_sts_that_is_none(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "nonsense")
+        diagnosis = torchwick.doctor(URI)
+        assert diagnosis["identity"].status == "warning"
+        assert "AWS_ENDPOINT_URL_STS" in diagnosis.advice[0]
+        assert diagnosis["object"].status == "ok"
+        diagnosis = torchwick.doctor(URI, s3=S3Config(role_arn=ROLE))
+        assert _failed(diagnosis) == ["credentials"]
+        assert "AWS_ENDPOINT_URL_STS" in diagnosis.advice[0]
 
     def test_sts_out_of_reach(
         self, stored: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
@@ -307,6 +325,44 @@ class TestWhoAsks:
         assert ROLE in diagnosis["credentials"].found
         assert "trust policy" in diagnosis.advice[0]
 
+    @pytest.mark.parametrize(
+        "answer",
+        [Answer(503), Answer(405, b"no"), Answer(200, b"<html><br></html>")],
+        ids=["busy", "no", "page"],
+    )
+    def test_a_role_where_there_is_no_sts(self, stored: FaultyServer, answer: Answer) -> None:
+        stored.on(answer, method="POST")
+        diagnosis = torchwick.doctor(URI, s3=S3Config(role_arn=ROLE))
+        assert _failed(diagnosis) == ["credentials"]
+        advice = "STS is not available; does the store have STS? Set AWS_ENDPOINT_URL_STS."
+        assert diagnosis.advice == [advice]
+
+    def test_a_role_whose_sts_is_out_of_reach(
+        self, stored: FaultyServer, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{closed_port}")
+        diagnosis = torchwick.doctor(URI, s3=S3Config(role_arn=ROLE))
+        assert _failed(diagnosis) == ["credentials"]
+        assert "Open the way" in diagnosis.advice[0]
+        assert "login" not in diagnosis.advice[0]
+
+    def test_a_setting_that_should_be_a_number(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "soon")
+        diagnosis = torchwick.doctor(URI)
+        assert _failed(diagnosis) == ["credentials"]
+        assert diagnosis.advice[0].startswith("Correct the AWS configuration")
+
+    def test_a_setting_that_should_be_a_section(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "config").write_text("[default]\ns3 = path\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        diagnosis = torchwick.doctor(URI)
+        assert _failed(diagnosis) == ["endpoint"]
+        assert diagnosis.advice[0].startswith("Correct the AWS configuration")
+
 
 class TestSettings:
     @pytest.mark.parametrize("named", [None, "us-east-1"], ids=["none else", "another"])
@@ -328,9 +384,25 @@ class TestSettings:
         monkeypatch.setenv("AWS_REGION", "eu-west-3")
         assert torchwick.doctor(s3=S3Config(region="us-west-2"))["region"].status == "ok"
 
-    @pytest.mark.parametrize("content", [None, "no certificate\n"], ids=["missing", "not PEM"])
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (None, "there is no file {}"),
+            ("no certificate\n", "{} holds no certificate"),
+            (
+                "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+                "{} holds a certificate that is broken",
+            ),
+        ],
+        ids=["missing", "not PEM", "broken"],
+    )
     def test_a_bundle_that_cannot_be_read(
-        self, faulty_tls: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+        self,
+        faulty_tls: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        content: str | None,
+        told: str,
     ) -> None:
         for name, value in faulty_tls.environment().items():
             monkeypatch.setenv(name, value)
@@ -339,7 +411,8 @@ class TestSettings:
             bundle.write_text(content)
         diagnosis = torchwick.doctor(URI, s3=S3Config(ca_bundle=str(bundle)), transfer=QUICK)
         assert _failed(diagnosis) == ["authorities"]
-        assert str(bundle) in diagnosis["authorities"].found
+        assert diagnosis["authorities"].found == f"{told.format(bundle)}, from S3Config.ca_bundle"
+        assert diagnosis.advice == [f"Correct S3Config.ca_bundle: {told.format(bundle)}."]
         assert _cause(diagnosis["tls"]) == _cause(diagnosis["object"]) == "authorities"
 
     def test_over_plain_http_it_is_a_warning(self, stored: FaultyServer) -> None:
@@ -347,10 +420,31 @@ class TestSettings:
         assert diagnosis["authorities"].status == "warning"
         assert diagnosis["object"].status == "ok"
 
-    def test_an_endpoint_that_is_none(self, stored: FaultyServer) -> None:
-        diagnosis = torchwick.doctor(URI, s3=S3Config(endpoint_url="localhost:9000"))
+    @pytest.mark.parametrize(
+        ("url", "advice"),
+        [
+            ("localhost:9000", "Write http://localhost:9000: the http:// is missing."),
+            ("store.example", "Write https://store.example: the https:// is missing."),
+            ("http://[::1", "Write the endpoint as https://host or http://host:port."),
+            ("http://localhost:port", "Write the endpoint as https://host or http://host:port."),
+        ],
+    )
+    def test_an_endpoint_that_is_none(self, stored: FaultyServer, url: str, advice: str) -> None:
+        diagnosis = torchwick.doctor(URI, s3=S3Config(endpoint_url=url))
         assert _failed(diagnosis) == ["endpoint"]
+        assert diagnosis.advice == [advice]
         assert _cause(diagnosis["object"]) == "endpoint"
+        assert SECRET not in json.dumps(diagnosis.to_dict())
+
+    def test_a_mistake_of_ours_is_no_finding(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def mistaken(_: object) -> None:
+            raise KeyError("a mistake")
+
+        monkeypatch.setattr("torchwick.diagnosis.network.parsedate_to_datetime", mistaken)
+        with pytest.raises(KeyError, match="a mistake"):
+            torchwick.doctor(URI)
 
     def test_a_bucket_that_is_none(self, stored: FaultyServer) -> None:
         diagnosis = torchwick.doctor("s3://no such bucket/new.pt")
@@ -376,6 +470,11 @@ class TestNetwork:
         diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
         assert _failed(diagnosis) == ["dns"]
         assert "store.invalid" in diagnosis["dns"].found
+
+    def test_a_name_that_can_be_none(self) -> None:
+        diagnosis = torchwick.doctor("http://a..b/new.pt", transfer=QUICK)
+        assert _failed(diagnosis) == ["dns"]
+        assert diagnosis["dns"].found == "a..b is not known: it is no name of a host"
 
     def test_a_bucket_in_the_name_of_a_host_that_is_not_known(self, faulty_s3: FaultyServer) -> None:
         s3 = S3Config(endpoint_url="http://store.invalid", addressing_style="virtual")
@@ -432,7 +531,18 @@ class TestNetwork:
 
     def test_a_server_without_tls(self, stored: FaultyServer) -> None:
         s3 = S3Config(endpoint_url=stored.endpoint_url.replace("http:", "https:"))
-        assert _failed(torchwick.doctor(URI, s3=s3, transfer=QUICK)) == ["tls"]
+        diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
+        assert _failed(diagnosis) == ["tls"]
+        assert diagnosis["tls"].found == "the server does not speak TLS there"
+        assert diagnosis.advice == ["Write http:// in the endpoint, or use its TLS port."]
+
+    def test_a_handshake_that_is_not_answered(self, faulty_s3: FaultyServer) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            s3 = S3Config(endpoint_url=f"https://127.0.0.1:{silent.getsockname()[1]}")
+            diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
+        assert _failed(diagnosis) == ["tls"]
+        assert diagnosis["tls"].found == "no answer to the TLS handshake within 0.5 s"
+        assert "TLS" in diagnosis.advice[0]
 
     @pytest.mark.parametrize(("minutes", "direction"), [(20, "behind"), (-20, "ahead of")])
     def test_a_clock_that_is_off(self, stored: FaultyServer, minutes: int, direction: str) -> None:
@@ -447,10 +557,51 @@ class TestNetwork:
         stored.on(SetHeaders({"Date": formatdate(time.time() - 60, usegmt=True)}), method=None)
         assert torchwick.doctor(URI)["clock"].status == "ok"
 
-    def test_a_proxy(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("date", ["soon", "Mon, 99 Foo 2026 99:99:99 GMT"])
+    def test_a_clock_that_cannot_be_read(self, stored: FaultyServer, date: str) -> None:
+        stored.on(SetHeaders({"Date": date}), method=None)
+        diagnosis = torchwick.doctor(URI)
+        assert diagnosis.ok
+        assert diagnosis["clock"].status == "unknown"
+
+    @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy"])
+    def test_a_proxy_that_is_none(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, "nonsense.invalid")
+        diagnosis = torchwick.doctor(URI, transfer=QUICK)
+        assert _failed(diagnosis) == ["dns"]
+        advice = (
+            f"The proxy named in {variable}, nonsense.invalid, is unknown: correct the variable, or unset it."
+        )
+        assert diagnosis.advice == [advice]
+
+    def test_a_proxy_that_does_not_run(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, closed_port: int
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port}")
+        diagnosis = torchwick.doctor(URI, transfer=QUICK)
+        assert _failed(diagnosis) == ["tcp"]
+        advice = f"No proxy listens at 127.0.0.1:{closed_port}: correct HTTP_PROXY, or unset it."
+        assert diagnosis.advice == [advice]
+
+    @pytest.mark.parametrize("password", ["s1x@s2x/s3x", "s1x/s2x@s3x", "s1x@s2x@s3x", "s1x?s2x@s3x"])
+    def test_a_proxys_password_that_is_not_quoted(
+        self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, password: str
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", stored.endpoint_url)  # for what botocore says of it
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:{password}@127.0.0.1:9")
+        diagnosis = torchwick.doctor(URI, transfer=QUICK)
+        with_role = torchwick.doctor(URI, s3=S3Config(role_arn=ROLE), transfer=QUICK)
+        told = json.dumps([diagnosis.to_dict(), with_role.to_dict()])
+        assert not [part for part in ("s1x", "s2x", "s3x") if part in told]
+        assert diagnosis.advice
+
+    @pytest.mark.parametrize("scheme", [True, False], ids=["http", "without a scheme"])
+    def test_a_proxy(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch, scheme: bool) -> None:
         with Relay(password=SECRET) as relay:
-            monkeypatch.setenv("HTTP_PROXY", relay.url)
-            diagnosis = torchwick.doctor(URI, transfer=QUICK)  # it passes no POST on: STS does not answer
+            monkeypatch.setenv("HTTP_PROXY", relay.url if scheme else relay.url.partition("//")[2])
+            diagnosis = torchwick.doctor(URI, transfer=QUICK)
         assert diagnosis.ok
         assert diagnosis["proxy"].facts["proxy"] == f"127.0.0.1:{relay.port}"
         assert SECRET not in json.dumps(diagnosis.to_dict())
@@ -525,6 +676,16 @@ class TestObject:
         assert diagnosis["bucket"].status == "note"
         assert diagnosis["bucket"].facts == {"listed": False, "code": "AccessDenied"}
 
+    @pytest.mark.parametrize("status", [403, 404])
+    @pytest.mark.parametrize("page", [b"<html><body>no</body></html>", b"<p>no<br>", b""])
+    def test_a_web_server_in_the_place_of_s3(self, stored: FaultyServer, status: int, page: bytes) -> None:
+        stored.on(Answer(status, page), where=lambda request: "list-type" in request.query)
+        diagnosis = torchwick.doctor(URI)
+        assert diagnosis["bucket"].status == "warning"
+        assert "something that is not S3 answered" in diagnosis["bucket"].found
+        assert "AWS_ENDPOINT_URL" in diagnosis.advice[0]
+        assert diagnosis["object"].status == "ok"  # a gateway may let objects through, and nothing else
+
     def test_a_bucket_in_another_region(self, stored: FaultyServer) -> None:
         answer = Answer(200, LISTED, {**XML, "x-amz-bucket-region": "eu-west-3"})
         stored.on(answer, where=lambda request: "list-type" in request.query)
@@ -585,6 +746,27 @@ class TestObject:
         topics = [check.topic for check in diagnosis.checks]
         assert topics == ["versions", "torch", "capacity", "object", "format", "room", "rate"]
 
+    def test_a_folder(self, tmp_path: Path) -> None:
+        diagnosis = torchwick.doctor(tmp_path)
+        assert _failed(diagnosis) == ["object"]
+        assert diagnosis.advice == ["It is a folder: name a file in it."]
+
+    def test_a_key_with_an_at_sign_is_told_whole(self, real: str) -> None:
+        torchwick_uri = real.replace("doctored", "docterd@2")
+        assert torchwick_uri in json.dumps(torchwick.doctor(torchwick_uri).to_dict())
+
+    def test_no_connection_stays_open(self, faulty: FaultyServer, stored: FaultyServer) -> None:
+        for uri in (URI, faulty.put("new.pt", MODEL)):
+            case = Case(parse(uri), S3Config(), TransferConfig())
+            for _ in range(2):
+                connection = case.store.connect()
+                body = connection.get(parse(uri), 0, 1)
+                body.readinto(memoryview(bytearray(1)))
+                body.close()
+                connection.release()
+                case.close()
+        assert stored.connections == 4
+
     def test_a_file_that_is_missing(self, tmp_path: Path) -> None:
         diagnosis = torchwick.doctor(tmp_path / "none.pt")
         assert _failed(diagnosis) == ["object"]
@@ -634,6 +816,12 @@ class TestCommand:
         assert "✗" in result.stdout
         assert "latency, rate" in result.stdout
 
+    def test_nothing_that_could_be_advised(self, capsys: pytest.CaptureFixture[str]) -> None:
+        failed = Check("object", "object", "failed", "it cannot be read")
+        _print(Console(), Diagnosis(None, (failed,)))
+        told = capsys.readouterr().out
+        assert told.endswith("Something failed, and there is no advice for it: see above.\n")
+
     def test_json(self, real: str) -> None:
         result = _run(real, "--json")
         assert result.exit_code == 0
@@ -676,6 +864,23 @@ class TestMessages:
         stored.on(S3Error(403, "AccessDenied"))
         result = CliRunner().invoke(app, ["load", URI])
         assert result.stderr.endswith(f"\nTo find out more: torchwick doctor {URI}\n")
+
+    def test_of_a_load_with_options(self, stored: FaultyServer, tmp_path: Path) -> None:
+        stored.on(S3Error(403, "AccessDenied"))
+        (tmp_path / "key").write_bytes(bytes(32))
+        endpoint = stored.endpoint_url.replace("//", f"//me:{SECRET}@")
+        options = (
+            "--region",
+            "eu-west-3",
+            "--requester-pays",
+            "--sse-customer-key-file",
+            str(tmp_path / "key"),
+        )
+        result = CliRunner().invoke(app, ["load", URI, *options])
+        told = f"torchwick doctor {URI} --region eu-west-3 --requester-pays --sse-customer-key-file …\n"
+        assert result.stderr.endswith(told)
+        result = CliRunner().invoke(app, ["load", URI, "--endpoint-url", endpoint])
+        assert SECRET not in result.stderr.partition("To find out more")[2]
 
     def test_not_where_the_reason_is_clear(self, stored: FaultyServer) -> None:
         assert "doctor" not in CliRunner().invoke(app, ["load", "s3://models/none.pt"]).stderr

@@ -50,7 +50,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Look at all that a load depends on: machine, settings, credentials, network, object, speed."""
-    with told(as_json=as_json):
+    with told(as_json=as_json, s3=s3):
         found = _watched(uri, s3, TransferConfig(timeout=timeout))
     if as_json:
         json.dump(found.to_dict(), sys.stdout)
@@ -79,12 +79,18 @@ def _print(console: Console, found: Diagnosis) -> None:
         console.print(Text(_SECTIONS[section], style="bold"))
         console.print(_table(list(checks), widest))
     console.print()
-    console.print(Text("What to do" if found.advice else "There is nothing to do.", style="bold"))
+    console.print(Text("What to do" if found.advice else _nothing_to_do(found), style="bold"))
     advice = _grid()
     for number, text in enumerate(found.advice, 1):
         advice.add_row(f"{number}.", Text(text))
     if found.advice:
         console.print(advice)
+
+
+def _nothing_to_do(found: Diagnosis) -> str:
+    if found.ok:
+        return "There is nothing to do."
+    return "Something failed, and there is no advice for it: see above."
 
 
 def _grid() -> Table:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from torchwick.cli.options import KEY_FILE, as_options, option_of
+from torchwick.config import S3Config
 from torchwick.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TorchwickError
 
 __all__ = ["told"]
@@ -19,9 +23,19 @@ __all__ = ["told"]
 _CLEAR = (ObjectChangedError, ObjectNotFoundError)
 """Refusals of the store's about which there is nothing more to find out."""
 
+_OPTIONS = {
+    **{field.name: option_of(field.name) for field in fields(S3Config)},
+    "sse_customer_key": KEY_FILE,
+    "weights_only": "--no-weights-only",
+    "verify": "without --verify",
+    "sha256": "--sha256",
+    "memory_limit": "--memory-limit",
+}
+_NAMED = re.compile(r"Config\.(\w+)|(?:Config\(|(?<!\S))(\w+)=")  # not region=… in a key
+
 
 @contextlib.contextmanager
-def told(*, as_json: bool) -> Iterator[None]:
+def told(*, as_json: bool, s3: S3Config | None = None) -> Iterator[None]:
     """Tell an error without a traceback: what it says is meant for people.
 
     A `ValueError` is about an option, a `RuntimeError` is torch's about a device that is not there.
@@ -29,6 +43,7 @@ def told(*, as_json: bool) -> Iterator[None]:
     Args:
         as_json: write ``{"error": {"type", "message", "uri", "hint", "retryable"}}`` to standard output, for
             scripts that read their answer there.
+        s3: what the command was told about S3: a diagnosis has to be told the same.
     """
     try:
         yield
@@ -39,10 +54,23 @@ def told(*, as_json: bool) -> Iterator[None]:
         else:
             name = Text(type(error).__name__, style="bold red")
             console = Console(stderr=True, soft_wrap=True)
-            console.print(name, Text(str(error)))
+            console.print(name, Text(f"{error}{_as_options(error)}"))
             if isinstance(error, StoreError) and not isinstance(error, _CLEAR):
-                console.print(Text(f"To find out more: torchwick doctor {_shown(error)}", style="dim"))
+                console.print(Text(f"To find out more: {_doctor(error, s3 or S3Config())}", style="dim"))
         raise typer.Exit(1) from error
+
+
+def _as_options(error: Exception) -> str:
+    """Return the names that options have here, where an error's hint names them as Python does."""
+    if not isinstance(error, TorchwickError):
+        return ""
+    named = (attribute or argument for attribute, argument in _NAMED.findall(error.hint or ""))
+    options = dict.fromkeys(_OPTIONS[name] for name in named if name in _OPTIONS)
+    return f" (On the command line: {', '.join(options)}.)" if options else ""
+
+
+def _doctor(error: StoreError, s3: S3Config) -> str:
+    return " ".join(["torchwick doctor", _shown(error), *as_options(s3)])
 
 
 def _shown(error: StoreError) -> str:

@@ -47,7 +47,7 @@ def load(
     from torchwick.cli.contents import look  # imports torch, whose import is no part of the time shown
 
     reports: list[LoadReport] = []
-    with told(as_json=as_json):
+    with told(as_json=as_json, s3=s3):
         value = torchwick.load(
             uri,
             map_location,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,9 @@ import typer
 
 from torchwick.config import S3Config
 
-__all__ = ["s3_options"]
+__all__ = ["KEY_FILE", "as_options", "option_of", "s3_options"]
+
+KEY_FILE = "--sse-customer-key-file"
 
 _PANEL = "S3"
 _RAW_KEY_BYTES = 32
@@ -96,6 +100,36 @@ def _config(
         ca_bundle=ca_bundle,
         addressing_style=addressing_style,
     )
+
+
+def as_options(s3: S3Config) -> list[str]:
+    """Return the options that make a `S3Config`, as a shell takes them: without the key's file and passwords.
+
+    Example:
+        >>> as_options(S3Config(region="eu-west-3", anonymous=True, profile="my own"))
+        ['--profile', "'my own'", '--region', 'eu-west-3', '--anonymous']
+    """
+    options: list[str] = []
+    for field in fields(s3):
+        value = getattr(s3, field.name)
+        if field.name == "sse_customer_key" and value is not None:
+            options += [KEY_FILE, "…"]
+        elif value is True:
+            options.append(option_of(field.name))
+        elif value != field.default:
+            shown = "…" if "@" in value and "//" in value else shlex.quote(value)
+            options += [option_of(field.name), shown]
+    return options
+
+
+def option_of(name: str) -> str:
+    """Return the option of a parameter.
+
+    Example:
+        >>> option_of("endpoint_url")
+        '--endpoint-url'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 def _key(file: Path) -> bytes | str:

@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import botocore.session
+from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.parsers import ResponseParserError
 
-from torchwick.diagnosis.case import Case
+from torchwick.diagnosis.case import CREDENTIALS_FAIL, Case
 from torchwick.diagnosis.findings import Finding
 from torchwick.diagnosis.settings import is_amazon
 from torchwick.diagnosis.words import advice_of, bare_address
 from torchwick.store.botocore_errors import from_botocore
 from torchwick.store.identity import SOURCES, key_hint
 from torchwick.store.s3_client import region_of
+from torchwick.store.s3_errors import Refusal
 
 __all__ = ["credentials", "identity"]
 
+_SAID_BY_STS = (400, 403)  # the statuses of its refusals (AWS STS API reference, "Common Errors")
 _STS_TIMEOUT = 3.0  # seconds; in a network without a way out, STS is not worth more
 _ANY_REGION = "us-east-1"  # STS of any region answers for all of its partition
 _REJECTED = {
@@ -32,11 +35,14 @@ _REJECTED = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
     "UnrecognizedClientException": "the access key, or the session token, is not valid",
 }
-_FAILURES = (BotoCoreError, ClientError, KeyError, OSError, RuntimeError, ValueError)
 _RENEW = (
     "Renew the credentials, e.g. with `aws sso login`, or copy the keys and the session token again, whole."
 )
-_ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
+_NO_STS = "STS is not available; does the store have STS? Set AWS_ENDPOINT_URL_STS."
+_UNREACHED = "Open the way to the service that gives the credentials; AWS_ENDPOINT_URL_STS names another STS."
+_STS_ENDPOINT = "Write AWS_ENDPOINT_URL_STS as https://host or http://host:port."
+_LATER = "Try again later: the service that gives the credentials is not available."
+_MISCONFIGURED = "Correct the AWS configuration file, and the variables whose names begin with AWS_."
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def _tried(session: botocore.session.Session) -> list[_Source]:
             source = _Source(provider.METHOD, provider.load())
             if source.credentials is not None:
                 source.credentials.get_frozen_credentials()  # some are fetched only now
-        except _FAILURES as error:
+        except CREDENTIALS_FAIL as error:
             source = _Source(provider.METHOD, failure=error)
         tried.append(source)
         if source.credentials is not None:
@@ -84,19 +90,22 @@ def credentials(case: Case) -> Finding:
     """Tell which credentials are found and where, and every place that was looked into before."""
     if case.s3.anonymous:
         return Finding("ok", "nobody: requests are not signed", facts={"source": None, "sources": []})
-    tried = _tried(case.session)
+    try:
+        tried = _tried(case.session)
+    except ValueError as error:  # of a setting of one of the places
+        return Finding("failed", f"they cannot be looked for: {_why(error)}", _MISCONFIGURED)
     facts: dict[str, Any] = {
         "sources": [{"source": source.name, "result": source.result} for source in tried]
     }
     failed = next((source for source in tried if source.failure is not None), None)
     if failed is not None and failed.failure is not None:  # there botocore's own search ends
         found = f"those of the {failed.name} cannot be used: {_why(failed.failure)}"
-        return Finding("failed", found, _advice(failed.failure), facts)
+        return Finding("failed", found, _advice(case, failed.failure), facts)
     source = tried[-1] if tried else _Source("none")
     if source.credentials is None:
-        error = from_botocore(NoCredentialsError())
+        none = from_botocore(NoCredentialsError())
         places = ", ".join(source.name for source in tried)
-        return Finding("failed", f"none were found: looked for in {places}", error.hint, facts)
+        return Finding("failed", f"none were found: looked for in {places}", none.hint, facts)
     facts["source"] = source.name
     own, facts_of_own = _described(case, source.credentials)
     before = ", ".join(place.name for place in tried[:-1])
@@ -122,9 +131,12 @@ def _as_role(case: Case, asking: str, facts: dict[str, Any]) -> Finding:
     role = case.s3.role_arn
     facts["role"] = role
     try:
-        own, facts_of_own = _described(case, case.s3_store.session.get_credentials())
-    except (BotoCoreError, ClientError) as error:
-        return Finding("failed", f"{asking} cannot act as {role}: {_why(error)}", _advice(error), facts)
+        assumed = case.s3_store.session.get_credentials()
+        assumed.get_frozen_credentials()  # only now STS is asked
+    except CREDENTIALS_FAIL as error:
+        found = f"{asking} cannot act as {role}: {_why(error)}"
+        return Finding("failed", found, _advice(case, error), facts)
+    own, facts_of_own = _described(case, assumed)
     return Finding("ok", f"{role}, {own}, assumed with {asking}", facts={**facts, **facts_of_own})
 
 
@@ -133,6 +145,11 @@ def _why(error: Exception) -> str:
         said = error.response.get("Error", {})
         answer = f"{_code(error)}: {said.get('Message') or ''}".rstrip(": .")
         return f"{error.operation_name} was answered with {answer}"
+    if isinstance(error, boto.HTTPClientError) and error.fmt == boto.HTTPClientError.fmt:
+        # Of no kind that botocore knows; its text may hold a part of a proxy's password.
+        return f"the HTTP client failed ({type(error.kwargs['error']).__name__})"
+    if isinstance(error, ResponseParserError):
+        return "the answer is in no form of a service of AWS"
     if isinstance(error, KeyError | json.JSONDecodeError | UnicodeError):  # whose text may hold half a key
         return "they are not in the form that AWS defines"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -144,9 +161,18 @@ def _code(error: ClientError) -> str:
     return str(error.response["ResponseMetadata"]["HTTPStatusCode"] if code == "Unknown" else code)
 
 
-def _advice(error: Exception) -> str:
-    if isinstance(error, ClientError) and error.operation_name.startswith("AssumeRole"):
-        return _ROLE
+def _advice(case: Case, error: Exception) -> str:
+    if isinstance(error, ClientError):
+        of_sts = error.operation_name.startswith("AssumeRole")
+        if of_sts and error.response["ResponseMetadata"]["HTTPStatusCode"] not in _SAID_BY_STS:
+            return _NO_STS
+        return Refusal(error, case.about, "nobody").explained().hint or _LATER
+    if isinstance(error, ResponseParserError):
+        return _NO_STS
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+        return _UNREACHED
+    if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
+        return _STS_ENDPOINT
     advice = advice_of(from_botocore(error)) if isinstance(error, BotoCoreError) else None
     return advice or _RENEW
 
@@ -159,14 +185,22 @@ def identity(case: Case) -> Finding:
     """
     if case.s3.anonymous:
         return Finding("ok", "nobody", facts={"arn": None, "account": None})
-    client = _sts(case)
+    amazons_store = is_amazon(case, str(case.nobody.meta.endpoint_url))
+    named = bool(os.environ.get("AWS_ENDPOINT_URL_STS"))
+    if not amazons_store and not named:
+        found = "not asked: the store is not Amazon's, and AWS_ENDPOINT_URL_STS names no STS"
+        return Finding("unknown", found)
+    try:
+        client = _sts(case)
+    except ValueError as error:
+        return Finding("warning", f"there is no client of STS: {error}", _STS_ENDPOINT)
     url = str(client.meta.endpoint_url)
     amazon = is_amazon(case, url)
     try:
-        if amazon and not is_amazon(case, str(case.nobody.meta.endpoint_url)):
+        if amazon and not amazons_store:
             found = "not asked: the store is not Amazon's, and Amazon need not see its keys"
             return Finding("unknown", found)
-        return _asked(client, url, authoritative=amazon or "AWS_ENDPOINT_URL_STS" in os.environ)
+        return _asked(client, url, authoritative=amazon or named)
     finally:
         client.close()
 

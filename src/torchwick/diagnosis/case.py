@@ -13,10 +13,13 @@ import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import CredentialResolver
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis.probe import Probe
+from torchwick.errors import StoreError
 from torchwick.store import ObjectInfo, Store
+from torchwick.store.botocore_errors import endpoint_refused
 from torchwick.store.identity import asked_as
 from torchwick.store.local import LocalStore
 from torchwick.store.s3 import S3Store
@@ -25,8 +28,20 @@ from torchwick.store.web import WebStore
 from torchwick.transfer import RangeCache
 from torchwick.uri import URI
 
-__all__ = ["Case"]
+__all__ = ["CREDENTIALS_FAIL", "Case"]
 
+CREDENTIALS_FAIL = (
+    BotoCoreError,
+    ClientError,
+    ResponseParserError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+"""What botocore's search for credentials may end with: its own errors, and what a wrong file leads it to."""
+
+_CORRECT = "Correct the AWS configuration: the profile, and the variables whose names begin with AWS_."
 _MOST_ATTEMPTS = 2  # one failure may be chance; a diagnosis need not outlast a throttling burst
 
 
@@ -65,6 +80,11 @@ class Case:
             raise ValueError("no object was named")
         return self.uri
 
+    @property
+    def about(self) -> URI:
+        """What errors are about: the object, or S3 itself."""
+        return self.uri or URI("s3", "", "")
+
     @cached_property
     def session(self) -> botocore.session.Session:
         """The session of botocore that a load would use, before it assumes `S3Config.role_arn`."""
@@ -72,12 +92,24 @@ class Case:
 
     @cached_property
     def nobody(self) -> Any:
-        """A client of S3 that signs nothing: it knows the endpoint, whether or not there are credentials."""
+        """A client of S3 that signs nothing: it knows the endpoint, whether or not there are credentials.
+
+        Raises:
+            BotoCoreError: region or endpoint cannot be used.
+            StoreError: what botocore has no error of its own for: an endpoint, or a setting, that is none.
+        """
         session = make_session(replace(self.s3, role_arn=None, external_id=None), self.timeout)
         session.register_component("credential_provider", CredentialResolver([]))
         self._share_models(session)
         unsigned = replace(self.s3, anonymous=True, role_arn=None, external_id=None)
-        return make_client(session, unsigned)
+        try:
+            client = make_client(session, unsigned)
+            _ = urlsplit(str(client.meta.endpoint_url)).port  # which botocore does not look at
+        except ValueError as error:
+            raise endpoint_refused(error) from error
+        except AttributeError as error:  # a profile's setting that should be a section, such as s3
+            raise StoreError("the S3 client cannot be made of the profile", hint=_CORRECT) from error
+        return client
 
     @cached_property
     def url(self) -> str:
@@ -121,7 +153,7 @@ class Case:
         """As whom requests are signed, for messages about those that were refused."""
         try:
             return asked_as(self.s3_store.session, self.s3)
-        except (BotoCoreError, ClientError):
+        except CREDENTIALS_FAIL:
             return "someone whose credentials cannot be had"
 
     @cached_property
@@ -161,3 +193,6 @@ class Case:
             self.nobody.close()
         if "s3_store" in made and "client" in self.s3_store.__dict__:
             self.s3_store.client.close()
+        store = made.get("store") or made.get("s3_store")
+        if isinstance(store, S3Store | WebStore):
+            store.close()

@@ -23,7 +23,8 @@ def doctor(
     Nothing is written anywhere, and nothing secret is told. What fails becomes a failed `Check` with advice,
     and what depends on it is not tried. On a healthy store it takes a few seconds, most of them to measure
     the speed: at most 64 MiB are read over one connection and 256 MiB over many. Against a network that
-    swallows everything it ends within about twice ``TransferConfig.timeout``.
+    swallows everything it ends within about twice ``TransferConfig.timeout``, or three times where a role is
+    assumed; looking up names, which only the system bounds, comes on top of it.
 
     Args:
         uri: an object, as for `load`. Without it the settings, the credentials and the way to S3 are looked

@@ -39,6 +39,10 @@ def bucket(case: Case) -> Finding:
         )
         if fatal:
             raise explained from None
+        if refusal.code.isdecimal():
+            found = f"something that is not S3 answered {refusal.code} when {name} was to be listed"
+            advice = "Check AWS_ENDPOINT_URL: the answer to a listing is not in S3's form."
+            return Finding("warning", found, advice, {"listed": False, "code": refusal.code})
         found = f"{name} does not let itself be listed (S3 answered {refusal.code}), which no load needs"
         return Finding("note", found, facts={"listed": False, "code": refusal.code})
     empty = not listed.get("Contents")

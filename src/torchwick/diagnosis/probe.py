@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import socket
 import ssl
 import time
@@ -49,6 +50,7 @@ class Probe:
         self._timeout = timeout
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
         self._socket: socket.socket | None = None
+        self._address = ""
 
     @property
     def proxy(self) -> Proxy | None:
@@ -88,8 +90,8 @@ class Probe:
                 failure = error
             else:
                 tried.settimeout(self._timeout)
-                self._socket = tried
-                return str(address[0])
+                self._socket, self._address = tried, str(address[0])
+                return self._address
         raise failure or OSError(f"{self.peer[0]} has no address")
 
     def encrypt(self, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -132,6 +134,11 @@ class Probe:
         if self._socket is None:
             raise ConnectionError("there is no connection")
         return self._socket
+
+    @property
+    def within_machine(self) -> bool:
+        """Whether the connection that was made is one to this machine, and no proxy takes it elsewhere."""
+        return self.proxy is None and ipaddress.ip_address(self._address.partition("%")[0]).is_loopback
 
     def close(self) -> None:
         """Close the connection."""

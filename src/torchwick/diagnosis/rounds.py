@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -15,10 +14,10 @@ from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis import access, machine, network, objects, settings, speed
 from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Check, Diagnosis, Finding
-from torchwick.diagnosis.words import advice_of, bare_message
+from torchwick.diagnosis.words import advice_of
 from torchwick.errors import TorchwickError, TransferError
-from torchwick.store.botocore_errors import from_botocore
-from torchwick.store.redact import redacted_logs
+from torchwick.store.botocore_errors import from_botocore, not_s3
+from torchwick.store.redact import redacted_logs, without_passwords
 from torchwick.store.s3_errors import Refusal
 from torchwick.uri import URI
 
@@ -30,16 +29,16 @@ _FAILURES = (
     ClientError,
     ResponseParserError,
     HTTPException,
-    KeyError,
     OSError,
-    RuntimeError,
-    ValueError,
+    UnicodeError,  # of a host's name that cannot be written as the network wants it
 )
-"""What a check may end with: errors of torchwick's, botocore's and the network's; the rest are mistakes."""
+"""What a check may end with: errors of torchwick's, botocore's and the network's; the rest are mistakes.
+
+What botocore makes of a wrong configuration, be it a `ValueError`, is caught where botocore is called.
+"""
 
 _TRY_NETWORK = "Check the network between this machine and the store, and what is on the way."
 _SHORTEST_SECRET = 8  # characters; Amazon's have 40
-_PASSWORD = re.compile(r"(?<=//)(?!user:password@)[^/@\s]+@")  # an example in a hint is none
 
 
 @dataclass(frozen=True)
@@ -142,14 +141,15 @@ def _looked(step: _Step, case: Case) -> Finding:
 def _failure(error: Exception, case: Case) -> Finding:
     """Say what an error means, its hint being the advice."""
     if isinstance(error, ClientError):
-        about = case.uri or URI("s3", "", "")
-        error = Refusal(error, about, case.asked_as, case.secrets).explained()
+        error = Refusal(error, case.about, case.asked_as, case.secrets).explained()
     elif isinstance(error, BotoCoreError):
         error = from_botocore(error)
+    elif isinstance(error, ResponseParserError):
+        error = not_s3()
     if isinstance(error, TorchwickError):
         facts = {"error": type(error).__name__, "code": getattr(error, "code", None)}
         advice = advice_of(error) or (_TRY_NETWORK if isinstance(error, TransferError) else None)
-        return Finding("failed", bare_message(error), advice, facts)
+        return Finding("failed", error.message, advice, facts)
     advice = _TRY_NETWORK if isinstance(error, OSError | HTTPException) else None
     facts = {"error": type(error).__name__, "code": None}
     return Finding("failed", str(error) or type(error).__name__, advice, facts)
@@ -172,7 +172,7 @@ def _told(step: _Step, found: Finding, secrets: tuple[str, ...]) -> Check:
             return value
         for secret in filter(_is_long, secrets):
             value = value.replace(secret, "…")
-        return _PASSWORD.sub("…@", value)
+        return without_passwords(value)
 
     told = clean({"found": found.found, "advice": found.advice, "facts": found.facts})
     return Check(step.section, step.topic, found.status, **told)

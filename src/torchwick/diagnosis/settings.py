@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Finding, Status
-from torchwick.diagnosis.words import bare_address, bare_message, count_text
+from torchwick.diagnosis.words import bare_address, count_text
 from torchwick.errors import StoreError
 from torchwick.store.line import trusting
 from torchwick.store.proxy import proxy_for
@@ -22,6 +23,7 @@ __all__ = [
     "is_amazon",
     "profile",
     "proxy",
+    "proxy_variable",
     "region",
     "variables",
 ]
@@ -105,16 +107,23 @@ def proxy(case: Case) -> Finding:
         StoreError: the environment names one that cannot be used.
     """
     parts = urlsplit(case.url)
-    used = proxy_for(parts.scheme, parts.netloc)
+    used, variable = proxy_for(parts.scheme, parts.netloc), proxy_variable(parts.scheme)
+    address = os.environ.get(variable, "")
+    beyond_host = urlsplit(address if "//" in address else f"//{address}")[2:] if used else ()
+    if "@" in "".join(beyond_host):
+        advice = f"Write @ as %40 and / as %2F in the password in {variable}."
+        return Finding("failed", f"the password in {variable} ends its host's name too early", advice)
     if used is not None:
-        return Finding(
-            "ok", f"{used}, from {parts.scheme.upper()}_PROXY", facts={"proxy": str(used), "bypassed": False}
-        )
-    bypassed = any(
-        os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY")
-    )
+        return Finding("ok", f"{used}, from {variable}", facts={"proxy": str(used), "bypassed": False})
+    bypassed = bool(address)
     found = "none: NO_PROXY names the host" if bypassed else "none"
     return Finding("ok", found, facts={"proxy": None, "bypassed": bypassed})
+
+
+def proxy_variable(scheme: str) -> str:
+    """Return the name of the variable that names the proxy: in small letters it counts for more."""
+    small = f"{scheme}_proxy"
+    return small if os.environ.get(small) else small.upper()
 
 
 def authorities(case: Case) -> Finding:
@@ -123,12 +132,17 @@ def authorities(case: Case) -> Finding:
     facts = {"ca_bundle": bundle, "source": source}
     status: Status = "failed" if urlsplit(case.url).scheme == "https" else "warning"
     if bundle is not None and not Path(bundle).exists():
-        advice = f"Mend the path of the certificate authorities: it is {_from(source)}."
+        advice = f"Correct {_setting(source)}: there is no file {bundle}."
         return Finding(status, f"there is no file {bundle}, {_from(source)}", advice, facts)
     try:
         count = trusting(bundle).cert_store_stats()["x509_ca"]
     except StoreError as error:
-        return Finding(status, f"{bare_message(error)}, {_from(source)}", error.hint, facts)
+        if not isinstance(error.__cause__, ssl.SSLError):
+            return Finding(status, f"{error.message}, {_from(source)}", error.hint, facts)
+        empty = error.__cause__.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
+        holds = f"{bundle} holds {'no certificate' if empty else 'a certificate that is broken'}"
+        advice = f"Correct {_setting(source)}: {holds}."
+        return Finding(status, f"{holds}, {_from(source)}", advice, facts)
     if bundle is None:
         return Finding("ok", "those that Python trusts", facts=facts)
     found = f"{count_text(count, 'certificate')} in {bundle}, {_from(source)}"
@@ -147,6 +161,10 @@ def bundle_of(case: Case) -> tuple[str | None, str]:
     if source is None and case.session.get_config_variable("ca_bundle"):
         source = "the profile"
     return bundle, source or _first_set({}, ("REQUESTS_CA_BUNDLE",)) or "botocore's own"
+
+
+def _setting(source: str) -> str:
+    return "the profile's ca_bundle" if source == "the profile" else source
 
 
 def _first_set(arguments: dict[str, str | None], names: tuple[str, ...]) -> str | None:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from torchwick.errors import TorchwickError
 
-__all__ = ["advice_of", "bare_address", "bare_message", "count_text", "duration_text", "size_text"]
+__all__ = ["advice_of", "bare_address", "count_text", "duration_text", "size_text"]
 
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -57,21 +57,6 @@ def bare_address(url: str) -> str:
     """
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-
-
-def bare_message(error: TorchwickError) -> str:
-    """Return what an error says beside its URI and its hint, which a diagnosis shows elsewhere.
-
-    Example:
-        >>> bare_message(TorchwickError("it has no bytes", uri="s3://models/new.pt", hint="Upload it again."))
-        'it has no bytes'
-    """
-    text = str(error)
-    if error.uri is not None:
-        text = text.removeprefix(f"{error.uri}: ")
-    if error.hint is not None:
-        text = text.removesuffix(error.hint).rstrip()
-    return text.rstrip(".") or type(error).__name__
 
 
 def advice_of(error: TorchwickError) -> str | None:

@@ -8,6 +8,7 @@ from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError
 
 from torchwick.errors import CredentialsError, StoreError, TorchwickError, TransferError, URIError
+from torchwick.store.redact import without_passwords
 
 __all__ = [
     "endless_redirect",
@@ -18,7 +19,6 @@ __all__ = [
     "secret_in_endpoint",
 ]
 
-_PASSWORD = re.compile(r"//[^\s\"'`]*@")
 _ENDPOINT = "Write the endpoint as https://host or http://host:port."
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -72,7 +72,7 @@ def from_botocore(error: BotoCoreError, searched: str = "") -> TorchwickError:
 
 def _flat(error: Exception) -> str:
     """Return botocore's message as one line without a full stop, and without passwords of URLs."""
-    return _PASSWORD.sub("//…@", " ".join(str(error).split())).rstrip(".")
+    return without_passwords(" ".join(str(error).split())).rstrip(".")
 
 
 def _credentials_hint(error: BotoCoreError) -> str:
@@ -102,9 +102,12 @@ def not_sts() -> StoreError:
 def endpoint_refused(error: ValueError) -> StoreError:
     """Return the error for an endpoint that botocore makes no client for."""
     said = _flat(error)
-    given = said.removeprefix("Invalid endpoint: ")
-    missing = given != said and "://" not in given
-    hint = f"Write http://{given} or https://{given}: the scheme is missing." if missing else _ENDPOINT
+    without_scheme = re.fullmatch(r"Invalid endpoint: ([\w.-]+(:\d+)?)(/\S*)?", said)
+    if without_scheme is None:
+        hint = _ENDPOINT
+    else:
+        scheme = "http" if without_scheme[2] else "https"
+        hint = f"Write {scheme}://{without_scheme[1]}: the {scheme}:// is missing."
     return StoreError(f"the S3 client cannot be made: {said}", hint=hint)
 
 

@@ -63,6 +63,9 @@ class LocalConnection:
                 raise AccessDeniedError(
                     "the file may not be read", uri=uri, hint="Check its mode."
                 ) from error
+            except IsADirectoryError as error:
+                hint = "It is a folder: name a file in it."
+                raise StoreError("the file cannot be opened", uri=uri, hint=hint) from error
             except OSError as error:
                 raise StoreError(f"the file cannot be opened: {error.strerror}", uri=uri) from error
         return self._file

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
-__all__ = ["frameless", "redacted_logs"]
+__all__ = ["frameless", "redacted_logs", "without_passwords"]
 
 _TELLING = (
     "auth",
@@ -40,6 +41,22 @@ class _Redaction(logging.Filter):
         if getattr(self.here, "active", False) and record.levelno <= logging.DEBUG:
             record.msg, record.args = "(not shown: it may hold a signature or a token)", ()
         return True
+
+
+_PASSWORD = re.compile(
+    r"((?<!s3://)(?<=//)|(?<=endpoint: ))(?!user:password@)[^\s'\"`]+(?=@)|(?<=Failed to parse: )\S+"
+)
+"""All before the last @ of an address: a password may hold @ and /. So may a key, which is none."""
+
+
+def without_passwords(text: str) -> str:
+    """Return a text of others with "…" in the place of user names and passwords in addresses.
+
+    Example:
+        >>> without_passwords("cannot connect to http://me:p@ss@host:1")
+        'cannot connect to http://…@host:1'
+    """
+    return _PASSWORD.sub("…", text)
 
 
 _redaction = _Redaction()

@@ -57,6 +57,10 @@ class WebStore:
         """Return a connection of its own for one thread."""
         return WebConnection(self._lines)
 
+    def close(self) -> None:
+        """Close idle lines."""
+        self._lines.close()
+
 
 class WebConnection(PooledConnection):
     """One line to a web server."""
