@@ -39,9 +39,9 @@ from troubles import STAGES, TROUBLES, Trial
 
 AT_ONCE = 3  # loads
 LIMIT = 30.0  # seconds for one load
-ROUND = 40  # batches that one server serves: connections that stall stay with it to its end
+ROUND = 10  # batches that one server serves: connections that stall stay with it to its end
 MOST_GROWTH = 100 << 20  # bytes, after the warm-up; a tenth of what 1000 loads would leave if each left all
-WARM = 0.25  # of the time: memory grows while everything happens for the first time
+WARM = 0.25  # of the time: memory grows while everything, new clients too, happens for the first time
 
 
 @dataclass
