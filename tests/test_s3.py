@@ -330,7 +330,7 @@ class TestWhatIsRefused:
 
     @pytest.mark.parametrize("endpoint", ["localhost:9000", "nonsense", "ftp://host"])
     def test_an_endpoint_that_is_no_url(self, faulty_s3: FaultyServer, endpoint: str) -> None:
-        with pytest.raises(StoreError, match="http://"):
+        with pytest.raises(StoreError, match=r"https?://"):
             torchwick.load(URI, s3=S3Config(endpoint_url=endpoint))
 
     @pytest.mark.parametrize("status", [400, 403, 404])

@@ -460,6 +460,18 @@ class TestTheQuestion:
         faulty_s3.on(Cut(100), where=_asks_for_parts, nth=1)
         assert _verified(DEFERRED, verify=True) == "crc64nvme"
 
+    @pytest.mark.parametrize("verify", ["auto", True])
+    def test_its_answer_comes_byte_by_byte(self, verify: Any, faulty_s3: FaultyServer) -> None:
+        faulty_s3.put(PATH, DEFERRED.content, checksum="crc64nvme", uploaded_in=20_000)
+        faulty_s3.on(Trickle(1, 0.05), where=_asks_for_parts)
+        began = time.monotonic()
+        if verify is True:
+            with pytest.raises(TransferError, match="checksum could not be had"):
+                _load(URI, transfer=replace(PARTS, timeout=0.3), verify=True)
+        else:
+            assert _verified(DEFERRED, transfer=replace(PARTS, timeout=0.3)) is None
+        assert time.monotonic() - began < PROMPT
+
     @pytest.mark.parametrize("fault", [S3Error(503, "SlowDown"), Stall(-1)], ids=["busy", "silent"])
     def test_it_fails_for_ever(self, fault: Fault, server: FaultyServer) -> None:
         server.on(fault, method="HEAD")

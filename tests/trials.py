@@ -26,7 +26,7 @@ PARTS = TransferConfig(part_size=PART, connections=4, timeout=5)
 def state() -> dict[str, torch.Tensor]:
     """900 kB, no value of which occurs twice: what lands in a wrong place is seen."""
     numbers = torch.arange(_LAYERS * _WIDTH, dtype=torch.float32)
-    return {f"layer{at}": layer.clone() for at, layer in enumerate(numbers.split(_WIDTH))}
+    return {f"layer{at}": layer.clone() for at, layer in enumerate(numbers.reshape(_LAYERS, _WIDTH))}
 
 
 class Net(torch.nn.Module):

@@ -94,7 +94,7 @@ def load(
     with watched(progress) as on_progress:
         source = Source(store, address, config, on_progress)
         source.pinned = digest is not None
-        with expecting(store, source.info, verify=verify, sha256=digest) as source.expected:
+        with expecting(store, source.info, config.timeout, verify=verify, sha256=digest) as source.expected:
             outcome = _load(source, map_location, weights_only=weights_only)
     if source.verified is None and (verify is True or digest is not None):
         raise _unverified(source, map_location)

@@ -137,7 +137,7 @@ def _mismatch(uri: URI, name: str, expected: str, found: str, whose: str) -> Int
 
 @contextmanager
 def expecting(
-    store: Store, info: ObjectInfo, *, verify: Verify, sha256: str | None
+    store: Store, info: ObjectInfo, timeout: float, *, verify: Verify, sha256: str | None
 ) -> Iterator[Callable[[], Expected | None]]:
     """Yield a function that tells what the bytes have to come to, or None: nothing is known.
 
@@ -146,6 +146,7 @@ def expecting(
     Args:
         store: where the object is.
         info: the version that is read.
+        timeout: seconds to wait for the store's answer once nothing else is left to do.
         verify: True if it has to be verified, False if not, ``"auto"``: if the store keeps a checksum.
         sha256: the caller's digest, which is then the only one that counts, or None.
 
@@ -159,7 +160,7 @@ def expecting(
             raise nothing_kept(info.uri)
         yield lambda: None
     else:
-        question = _Question(store, info, required=verify is True)
+        question = _Question(store, info, timeout, required=verify is True)
         try:
             yield question.answer if verify is True else question.answer_if_any
         finally:
@@ -169,8 +170,9 @@ def expecting(
 class _Question:
     """The question for the store's checksum, under way."""
 
-    def __init__(self, store: Store, info: ObjectInfo, *, required: bool) -> None:
+    def __init__(self, store: Store, info: ObjectInfo, timeout: float, *, required: bool) -> None:
         self._info = info
+        self._timeout = timeout
         self._required = required
         self._connection = store.connect()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchwick-checksum")
@@ -193,12 +195,12 @@ class _Question:
             IntegrityError: it keeps nothing.
         """
         try:
-            stored = self._future.result()
+            stored = self._future.result(self._timeout)
         except TRANSIENT as error:
             if isinstance(error, StoreError) and not error.retryable:
                 raise
             hint = "Load it again, or with verify='auto', which does without."
-            said = error.message if isinstance(error, StoreError) else str(error)
+            said = error.message if isinstance(error, StoreError) else str(error) or "no answer came in time"
             raise TransferError(
                 f"its checksum could not be had: {said}", uri=self._info.uri, hint=hint, attempts=2
             ) from error

@@ -118,10 +118,12 @@ class Callers:
         return caller
 
     def replace(self, stale: Caller) -> None:
-        """Look for another caller next time, unless another thread has found one already."""
-        with self._lock:
-            if self.known is stale:
-                self.known = self._session = None
+        """Look for another caller next time, unless another thread has found one already.
+
+        Without the lock: whoever waited for it here would wait for one that looks, and miss what came of it.
+        """
+        if self.known is stale:
+            self.known = self._session = None
 
     # Each step returns its failure: raised within a handler it would carry botocore's error, and with it
     # frames whose locals hold keys.

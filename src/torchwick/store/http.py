@@ -20,6 +20,7 @@ from typing import Any
 __all__ = ["HTTPAnswer", "Headers"]
 
 _KERNEL_CAN_WAIT = sys.platform == "linux"  # elsewhere a receive timeout is spelled otherwise
+_PATIENCE = 3  # timeouts that an error may take to be told
 _MOST_TOLD = 4 << 20  # bytes of an error, or of a list of parts, that botocore is given
 _FRAMED = 64 << 10  # bytes of one read where http.client unwraps them: they are copied once more
 
@@ -98,18 +99,24 @@ class HTTPAnswer:
             self._receive = _receiver(self._socket)
         return count
 
-    def read(self, limit: int | None = None) -> bytes:
-        """Read the rest of the body, or up to `limit` bytes of it."""
-        data = self._response.read(limit)
+    def read(self, limit: int) -> bytes:
+        """Return the rest of the body, or up to `limit` bytes of it: an error, or a list of parts.
+
+        Raises:
+            TimeoutError: it does not come within three timeouts.
+        """
+        data, end = bytearray(), time.monotonic() + _PATIENCE * self._timeout
+        while len(data) < limit and (piece := self._response.read1(min(limit - len(data), _FRAMED))):
+            data += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"an answer did not end within {_PATIENCE * self._timeout:g} seconds")
         if self._left is not None:
             self._left -= len(data)
-        return data
+        return bytes(data)
 
     def stream(self, amount: int = 1 << 16, decode_content: bool = False) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the rest of the body, or its first 4 MiB, under the name by which botocore reads bodies."""
-        room = _MOST_TOLD
-        while room > 0 and (data := self.read(min(amount, room))):
-            room -= len(data)
+        if data := self.read(_MOST_TOLD):
             yield data
 
     def close(self) -> None:

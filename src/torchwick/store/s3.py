@@ -209,7 +209,7 @@ class S3Store:
         except BaseException as error:  # noqa: BLE001 - Ctrl-C too comes through botocore's frames
             return frameless(error)
         finally:
-            self._current.exchange = None
+            self._current.caller = self._current.exchange = None
         return None
 
     def _arguments(self, uri: URI) -> dict[str, Any]:
@@ -246,8 +246,8 @@ class S3Store:
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
         """Stand in for botocore's own sending, or leave it to that where no line waits for the answer."""
-        exchange = self._current.exchange
-        if exchange is None:
+        caller, exchange = self._current.caller, self._current.exchange
+        if caller is None or exchange is None:
             return None
         headers = Headers(
             {
@@ -260,7 +260,7 @@ class S3Store:
         if exchange.operation is LIST_PARTS and (answer.length or 0) > _LONGEST_PAGE:
             raise not_s3()  # it sends the object itself, not knowing what was asked for
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:
-            self._current.caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
+            caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
 
     def _count_redirect(self, **_: object) -> None:
@@ -273,7 +273,7 @@ class S3Store:
 
 
 class _Current(threading.local):
-    caller: Caller
+    caller: Caller | None = None
     exchange: Exchange | None = None
 
 
