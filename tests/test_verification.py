@@ -31,6 +31,7 @@ from torchwick import (
     AccessDeniedError,
     FormatError,
     IntegrityError,
+    MemoryLimitError,
     LoadReport,
     ObjectChangedError,
     TransferError,
@@ -255,6 +256,8 @@ class TestRightBytes:
         faulty_s3.put(PATH, _with_a_gap(2_000_000), checksum="crc64nvme")
         assert _load(URI)[1].verified is None
         assert _load(URI, verify=True)[1].verified == "crc64nvme"
+        with pytest.raises(MemoryLimitError, match="no tensor holds"):
+            _load(URI, transfer=replace(PARTS, memory_limit=1_000_000), verify=True)
 
     @pytest.mark.parametrize("case", ODD_CHECKPOINTS, ids=lambda case: case.name)
     def test_every_odd_file(self, case: Any, faulty_s3: FaultyServer, tmp_path: Path) -> None:

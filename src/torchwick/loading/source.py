@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
+from torchwick.errors import MemoryLimitError
 from torchwick.loading.verification import Expected, PinnedDigest, read_differently
 from torchwick.loading.whole import complete
 from torchwick.report import Progress, ProgressCallback
@@ -70,6 +71,7 @@ class Source:
         Raises:
             StoreError: a range could not be read; the memory is then in no defined state.
             IntegrityError: the bytes are not those that were stored, or pinned.
+            MemoryLimitError: to verify it, more would have to be read beside the tensors than is allowed.
         """
         expected = self.expected()
         if expected is None or not self._verify(expected, fills):
@@ -87,6 +89,7 @@ class Source:
         if whole is None or (whole.extra > _WORTH_READING and not expected.required):
             _log.info("%s: not verified: it is read in part only", self.uri)
             return False
+        self._check_memory(whole.extra)
         parts = plan(self.info, whole.fills, self.config.part_size, expected.stops)
         witness = expected.witness({part.start: part.buffers for part in parts} | whole.known)
         for start, pieces in whole.known.items():
@@ -98,6 +101,17 @@ class Source:
             raise read_differently(self.uri, expected.name)
         self.verified = expected.name
         return True
+
+    def _check_memory(self, extra: int) -> None:
+        limit = self.config.memory_bytes()
+        if extra > limit:
+            raise MemoryLimitError(
+                f"to verify it, {extra} bytes that no tensor holds have to be read; the memory limit is {limit}",
+                uri=self.uri,
+                hint="Raise TransferConfig.memory_limit, or pass verify='auto'.",
+                needed=extra,
+                limit=limit,
+            )
 
     def _transfer(self, parts: Sequence[Part], witness: Witness) -> None:
         total = sum(map(len, parts))

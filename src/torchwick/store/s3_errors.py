@@ -18,134 +18,14 @@ from torchwick.errors import (
     AccessDeniedError,
     BusyError,
     CredentialsError,
-    ObjectChangedError,
-    ObjectNotFoundError,
     StoreError,
 )
 from torchwick.store.http import HTTPAnswer
+from torchwick.store.s3_codes import BUSY, MEANINGS, RENEW, SAME
 from torchwick.uri import URI
 
 __all__ = ["Refusal", "about_objects", "is_refusal", "read_refusal"]
 
-_BUSY = frozenset(
-    {
-        "429",
-        "500",
-        "502",
-        "503",
-        "504",
-        "InternalError",
-        "OperationAborted",
-        "RequestLimitExceeded",
-        "RequestTimeout",
-        "ServerBusy",
-        "ServiceUnavailable",
-        "SlowDown",
-        "SlowDownRead",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "TooManyRequestsException",
-        "XMinioServerNotInitialized",
-    }
-)
-
-_AGAIN = "Load it again, or pin one version with ?versionId=."
-_KEYS = (
-    "The key was deleted, or belongs to another store: `torchwick doctor` shows where it was found, and "
-    "which store is asked."
-)
-_RENEW = (
-    "Log in again (`aws sso login`), or copy all three AWS_… variables anew. A role given to the machine "
-    "renews itself."
-)
-_ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
-_KMS = "Ask whoever runs the KMS key that encrypts it; it must be enabled, and in the bucket's region."
-
-# Codes as Amazon's S3 API reference, "Error responses", lists them; "401" and "Unauthorized" are others'.
-_MEANING: dict[str, tuple[type[StoreError], str, str]] = {
-    "NoSuchKey": (ObjectNotFoundError, "there is no such object", "Check the key; keys are case-sensitive."),
-    "NoSuchVersion": (
-        ObjectNotFoundError,
-        "there is no such version",
-        "Leave out ?versionId= for the newest.",
-    ),
-    "MethodNotAllowed": (
-        StoreError,
-        "the store does not let it be read",
-        "Check the address, and AWS_ENDPOINT_URL.",
-    ),
-    "NoSuchBucket": (
-        ObjectNotFoundError,
-        "there is no such bucket",
-        "Check the bucket's name, and AWS_ENDPOINT_URL if the bucket is not on Amazon's S3.",
-    ),
-    "NoSuchAccessPoint": (
-        ObjectNotFoundError,
-        "there is no such access point",
-        "Check the ARN: its region, account and name.",
-    ),
-    "AccessDenied": (
-        AccessDeniedError,
-        "reading it is not allowed",
-        "Ask the bucket's owner to grant s3:GetObject on it, and kms:Decrypt if a KMS key encrypts it.",
-    ),
-    "InvalidAccessKeyId": (CredentialsError, "the store does not know this access key", _KEYS),
-    "SignatureDoesNotMatch": (
-        CredentialsError,
-        "the secret key does not belong to the access key",
-        "Copy the secret key again, whole, with every + and / in it.",
-    ),
-    "ExpiredToken": (CredentialsError, "the credentials have expired", _RENEW),
-    "InvalidToken": (
-        CredentialsError,
-        "the session token is not valid",
-        "Set AWS_SESSION_TOKEN together with the keys it came with, or unset all three.",
-    ),
-    "RequestTimeTooSkewed": (
-        CredentialsError,
-        "this machine's clock differs too much from the store's",
-        "Set this machine's clock, and have it kept by NTP.",
-    ),
-    "PreconditionFailed": (ObjectChangedError, "the object was overwritten while it was being read", _AGAIN),
-    "InvalidObjectState": (
-        StoreError,
-        "the object is archived",
-        "Restore it from Glacier first (`aws s3api restore-object`); that takes minutes to hours.",
-    ),
-    "PermanentRedirect": (
-        StoreError,
-        "the bucket is in another region",
-        "Set AWS_DEFAULT_REGION, or S3Config.region, to the bucket's region.",
-    ),
-    "KMS.DisabledException": (StoreError, "the KMS key that encrypts it is disabled", _KMS),
-    "KMS.NotFoundException": (StoreError, "the KMS key that encrypts it does not exist", _KMS),
-    "KMS.KMSInvalidStateException": (StoreError, "the KMS key that encrypts it cannot be used now", _KMS),
-    "407": (
-        CredentialsError,
-        "the proxy on the way wants a user name and a password",
-        "Write them into the proxy's variable: http://user:password@host:port.",
-    ),
-}
-_SAME = {
-    "404": "NoSuchKey",
-    "NotFound": "NoSuchKey",
-    "403": "AccessDenied",
-    "Forbidden": "AccessDenied",
-    "AllAccessDisabled": "AccessDenied",
-    "AccountProblem": "AccessDenied",
-    "401": "InvalidAccessKeyId",
-    "Unauthorized": "InvalidAccessKeyId",
-    "InvalidSecurity": "InvalidAccessKeyId",
-    "InvalidClientTokenId": "InvalidAccessKeyId",
-    "412": "PreconditionFailed",
-    "ExpiredTokenException": "ExpiredToken",
-    "TokenRefreshRequired": "ExpiredToken",
-    "RequestExpired": "RequestTimeTooSkewed",
-    "301": "PermanentRedirect",
-    "AuthorizationHeaderMalformed": "PermanentRedirect",
-    "IllegalLocationConstraintException": "PermanentRedirect",
-}
 _MOST_TOLD = 64 << 10  # bytes of a refusal that are read; S3's have less than one
 _WHO_MATTERS = (AccessDeniedError, CredentialsError)
 _ABOUT_CALLERS = (
@@ -164,6 +44,7 @@ _ABOUT_OBJECTS = (
     "CreateSession",
 )
 
+_ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
 _FOREIGN = (
     "That was not in S3's form: check AWS_ENDPOINT_URL first; a proxy or a login page may have answered."
 )
@@ -171,7 +52,7 @@ _FOREIGN = (
 
 def is_refusal(error: CredentialsError) -> bool:
     """Whether S3 did not take credentials, so that others may be looked for."""
-    meaning = _SAME.get(error.code or "", error.code)
+    meaning = SAME.get(error.code or "", error.code)
     return meaning in _ABOUT_CALLERS
 
 
@@ -221,7 +102,7 @@ class Refusal:
     @property
     def meaning(self) -> str:
         """The code that stands for all codes of the same meaning."""
-        return _SAME.get(self.code, self.code)
+        return SAME.get(self.code, self.code)
 
     @property
     def said(self) -> str:
@@ -275,7 +156,7 @@ class Refusal:
             pinned: whether the object had been seen before in this load: its absence now is a change.
             look_around: returns a better hint, or None, from what else the store tells. It may ask it.
         """
-        if self.code in _BUSY:
+        if self.code in BUSY:
             said = f": {self.said}" if self.said else ""
             who = "S3" if about_objects(self.error) else "STS, which gives the credentials,"
             return BusyError(
@@ -288,9 +169,9 @@ class Refusal:
             if pinned and self.meaning in ("NoSuchKey", "NoSuchVersion")
             else self.meaning
         )
-        if meaning not in _MEANING:
+        if meaning not in MEANINGS:
             return self._unknown()
-        kind, message, hint = _MEANING[meaning]
+        kind, message, hint = MEANINGS[meaning]
         better = _BETTER[meaning](self) if meaning in _BETTER else None
         text = f"{better[0] if better else message} (S3 answered {self._quoted})"
         if issubclass(kind, _WHO_MATTERS):
@@ -310,7 +191,7 @@ class Refusal:
     @property
     def _says_more(self) -> bool:
         """Whether the message adds to the code, as "Access Denied" does not."""
-        return self.denied_action is not None or self.meaning not in _MEANING
+        return self.denied_action is not None or self.meaning not in MEANINGS
 
     @property
     def _about(self) -> dict[str, Any]:
@@ -351,7 +232,7 @@ class Refusal:
             message = f"{self.asked_as} could not be assumed: STS answered {self.code}{said}"
             return CredentialsError(message, hint=_ROLE, **self._about)
         message = f"no credentials were given: {self.error.operation_name} was answered {self.code}{said}"
-        return CredentialsError(message, hint=_RENEW, **self._about)
+        return CredentialsError(message, hint=RENEW, **self._about)
 
 
 def _denied(refusal: Refusal) -> tuple[str, str] | None:
