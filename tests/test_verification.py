@@ -31,8 +31,8 @@ from torchwick import (
     AccessDeniedError,
     FormatError,
     IntegrityError,
-    MemoryLimitError,
     LoadReport,
+    MemoryLimitError,
     ObjectChangedError,
     TransferError,
 )

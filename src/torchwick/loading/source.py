@@ -106,7 +106,7 @@ class Source:
         limit = self.config.memory_bytes()
         if extra > limit:
             raise MemoryLimitError(
-                f"to verify it, {extra} bytes that no tensor holds have to be read; the memory limit is {limit}",
+                f"to verify it, {extra} bytes that no tensor holds are needed; the memory limit is {limit}",
                 uri=self.uri,
                 hint="Raise TransferConfig.memory_limit, or pass verify='auto'.",
                 needed=extra,
