@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 import re
 import time
@@ -108,7 +109,10 @@ def test_the_outcome(trouble: Trouble, way: Way, stage: Stage, bench: Bench) -> 
 
 
 @pytest.mark.parametrize("scheme", ["s3", "web"])
-def test_a_store_that_no_one_uses_closes_its_connections(scheme: str, faulty_s3: FaultyServer) -> None:
+def test_a_store_that_no_one_uses_closes_its_connections(
+    scheme: str, faulty_s3: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)  # records outlive the load
     url = faulty_s3.put("models/new.pt", WAYS[0].content)
     torchwick.load(url if scheme == "web" else "s3://models/new.pt", transfer=PARTS)
     assert faulty_s3.open_connections > 0

@@ -53,8 +53,7 @@ class TestLogs:
     def test_a_request_that_repeats_a_signature(
         self, stored: FaultyServer, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.NOTSET)
-        logging.root.setLevel(logging.DEBUG)
+        caplog.set_level(logging.DEBUG)
         torchwick.load(URI, transfer=QUICK)
         stored.delete("models/resnet.pt")
         with pytest.raises(torchwick.ObjectNotFoundError) as caught:

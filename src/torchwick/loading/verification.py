@@ -215,7 +215,8 @@ class _Question:
         except ObjectChangedError:
             raise
         except (StoreError, IntegrityError) as error:
-            _log.info("not verified: %s", error)
+            # As text: a record that kept the error would keep its frames, and with them the store.
+            _log.info("not verified: %s", str(error))
             return None
 
     def close(self) -> None:
