@@ -6,6 +6,7 @@ import base64
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,7 @@ from torchwick import (
     TransferError,
     URIError,
 )
+from torchwick.store.callers import Callers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -259,6 +261,17 @@ class TestWhoAsks:
             "child.join(20); print(child.exitcode); child.kill(); slow.join()\n"
         )
         assert run_python(script, URI) == "0\n"
+
+    def test_threads_that_replace_each_others_caller(self, stored: FaultyServer) -> None:
+        callers = Callers(S3Config(), 5, lambda _: None)
+
+        def come_and_go(_: int) -> None:
+            for _ in range(3):
+                callers.replace(callers.fresh())
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(come_and_go, range(4)))
+        assert callers.fresh() is callers.fresh()
 
     def test_a_half_given_key(self, stored: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -75,6 +75,7 @@ class Callers:
         self._session: botocore.session.Session | None = None
         self._asked_as = ""
         self._failure: tuple[float, TorchwickError] | None = None
+        self._stale: Caller | None = None
         self.known: Caller | None = None
         """Who asked last."""
 
@@ -108,6 +109,7 @@ class Callers:
                 line.raise_if_aborted()
             failure = self._failure[1] if self._failure is not None and began < self._failure[0] else None
             if failure is None:
+                self._let_go_if_stale()
                 failure = self._read_settings() or self._find() or self._make_client()
                 self._failure = None if failure is None else (time.monotonic(), failure)
             caller = self.known
@@ -122,7 +124,10 @@ class Callers:
 
         Without the lock: whoever waited for it here would wait for one that looks, and miss what came of it.
         """
-        if self.known is stale:
+        self._stale = stale
+
+    def _let_go_if_stale(self) -> None:
+        if self.known is not None and self.known is self._stale:
             self.known = self._session = None
 
     # Each step returns its failure: raised within a handler it would carry botocore's error, and with it
@@ -159,9 +164,8 @@ class Callers:
         else:
             self._asked_as = found
             return None
-        self.known = self._session = (
-            None  # the user may have logged in, or mended the files, by the next time
-        )
+        # The user may have logged in, or mended the files, by the next time.
+        self.known = self._session = None
         return failure
 
     @redacted_logs()
