@@ -12,23 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torchwick.errors import FormatError
-from torchwick.formats.catalog import Catalog, TensorEntry
+from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
+from torchwick.formats.dtypes import SAFETENSORS_BITS
 
-__all__ = ["DTYPE_BITS", "header_length", "looks_like", "read_catalog"]
+__all__ = ["header_length", "looks_like", "read_catalog"]
 
 _LENGTH_BYTES = 8
 _MOST_COUNT, _MOST_DIGITS = (1 << 63) - 1, 20  # what torch can count to
 _MOST_SHOWN = 16  # dimensions of a shape in a message
 _LONGEST = 200  # characters of the header's own in a message
 _MOST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
-
-DTYPE_BITS = {
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-"""Bits of one element, by the names of the reference implementation's ``Dtype``."""
 
 
 def looks_like(head: memoryview) -> bool:
@@ -63,9 +56,9 @@ def read_catalog(read: Callable[[int, int], memoryview], size: int | None, uri: 
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(uri, "the header's __metadata__ is no map of texts")
     entries = {name: _entry(name, said, first, uri) for name, said in header.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    ordered = dict(sorted(entries.items(), key=_place))
     _check_gapless(ordered, first, size, uri)
-    return Catalog(ordered, metadata)
+    return Catalog("safetensors", ordered, metadata)
 
 
 def _parse(raw: bytes, uri: object) -> dict[str, Any]:
@@ -122,15 +115,22 @@ def _entry(name: str, said: Any, first: int, uri: object) -> TensorEntry:
             pass
         case _:
             _refuse(uri, f"the header's entry for {shown} lacks its dtype, shape or offsets")
-    if dtype not in DTYPE_BITS:
+    if dtype not in SAFETENSORS_BITS:
         _refuse(uri, f"tensor {shown} has the unknown dtype {dtype[:_LONGEST]!r}")
     numel = _product(shape) if _all_counts(shape) else None
     described = f"tensor {shown} is {dtype} of shape {str(shape[:_MOST_SHOWN])[:_LONGEST]}"
     if numel is None:
         _refuse(uri, f"{described}, which is no shape")
-    if (stop - start) * 8 != numel * DTYPE_BITS[dtype]:
+    if (stop - start) * 8 != numel * SAFETENSORS_BITS[dtype]:
         _refuse(uri, f"{described} in {stop - start} bytes")
-    return TensorEntry(dtype, tuple(shape), first + start, first + stop)
+    lengths = tuple(shape)
+    piece = Piece("", first + start, lengths, contiguous(lengths), first + start)
+    return TensorEntry(dtype, lengths, (piece,))
+
+
+def _place(item: tuple[str, TensorEntry]) -> tuple[int, int]:
+    entry = item[1]
+    return entry.pieces[0].start, entry.nbytes
 
 
 def _all_counts(values: Sequence[object]) -> bool:
@@ -150,9 +150,10 @@ def _product(shape: list[int]) -> int | None:
 def _check_gapless(ordered: dict[str, TensorEntry], first: int, size: int | None, uri: object) -> None:
     position = first
     for name, entry in ordered.items():
-        if entry.start != position:
-            _refuse(uri, f"tensor {name[:_LONGEST]!r} begins at byte {entry.start}, where {position} was due")
-        position = entry.stop
+        start = entry.pieces[0].start
+        if start != position:
+            _refuse(uri, f"tensor {name[:_LONGEST]!r} begins at byte {start}, where {position} was due")
+        position = start + entry.nbytes
     if size is not None and position != size:
         kind = "cut short" if size < position else "too long"
         _refuse(uri, f"the header accounts for {position} bytes, the object has {size}: it is {kind}")

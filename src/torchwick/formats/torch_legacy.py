@@ -12,28 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchwick.errors import FormatError
+from torchwick.formats.dtypes import element_size
 from torchwick.formats.pickles import PickleFacts, StorageFact, look_into
 
-__all__ = ["COUNT_BYTES", "LegacyFile", "StoragePlace", "element_size", "read_legacy"]
+__all__ = ["COUNT_BYTES", "LegacyFile", "StoragePlace", "read_legacy"]
 
 COUNT_BYTES = 8
 _FIRST_LOOK = 256 << 10
-
-_ELEMENT_SIZES = {
-    "BFloat16": 2, "Bool": 1, "Byte": 1, "Char": 1, "ComplexDouble": 16, "ComplexFloat": 8, "Double": 8,
-    "Float": 4, "Half": 2, "Int": 4, "Long": 8, "QInt32": 4, "QInt8": 1, "QUInt2x4": 1, "QUInt4x2": 1,
-    "QUInt8": 1, "Short": 2, "Untyped": 1,
-}  # fmt: skip
-
-
-def element_size(type_name: str) -> int | None:
-    """Return the bytes of one element of a storage class, or None for a class that is not known.
-
-    Example:
-        >>> element_size("HalfStorage")
-        2
-    """
-    return _ELEMENT_SIZES.get(type_name.removesuffix("Storage"))
 
 
 @dataclass(frozen=True)

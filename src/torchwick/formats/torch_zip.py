@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torchwick.errors import FormatError
+from torchwick.formats.dtypes import element_size
 from torchwick.formats.pickles import PickleFacts
-from torchwick.formats.torch_legacy import element_size
 
 __all__ = [
     "LOCAL_BYTES",

@@ -10,20 +10,13 @@ import torch
 from torchwick.errors import FormatError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import TensorEntry
+from torchwick.formats.dtypes import DTYPES
 from torchwick.loading.buffers import writable_bytes
 from torchwick.loading.devices import MapLocation, is_faking, settle
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill
 
 __all__ = ["load_safetensors"]
-
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32",
-    "U32": "uint32", "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
-    "F64": "float64", "C64": "complex64", "F4": "float4_e2m1fn_x2", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-}  # fmt: skip
 
 
 def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, torch.Tensor]:
@@ -36,7 +29,9 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
     device = settle(map_location, source.uri)
     catalog = safetensors.read_catalog(source.cache.read, source.info.size, source.uri)
     if source.size is None:  # where the server does not say, the header does
-        source.size = max((entry.stop for entry in catalog.entries.values()), default=len(source.cache.head))
+        source.size = max(
+            (_stop(entry) for entry in catalog.entries.values()), default=len(source.cache.head)
+        )
     if device.type == "meta" or is_faking():
         return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
     tensors = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
@@ -45,9 +40,13 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
     return {name: tensors.pop(name).to(device) for name in catalog.entries}
 
 
+def _stop(entry: TensorEntry) -> int:
+    return entry.pieces[0].start + entry.nbytes
+
+
 def _empty(entry: TensorEntry, source: Source, device: torch.device) -> torch.Tensor:
     """Return uninitialised memory of the entry's dtype and shape."""
-    dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
+    dtype = getattr(torch, DTYPES[entry.dtype].torch, None)
     if dtype is None:
         hint = "A newer torch may have it."
         raise FormatError(
@@ -67,14 +66,14 @@ def _empty(entry: TensorEntry, source: Source, device: torch.device) -> torch.Te
 def _fill(source: Source, wanted: list[tuple[TensorEntry, torch.Tensor]]) -> None:
     fills = []
     for entry, tensor in wanted:
-        if entry.stop == entry.start:
+        if not entry.nbytes:
             continue
-        buffer = writable_bytes(tensor)
-        known = source.cache.find(entry.start, entry.stop)
+        start, buffer = entry.pieces[0].start, writable_bytes(tensor)
+        known = source.cache.find(start, start + entry.nbytes)
         if known is not None:
             buffer[:] = known
         else:
-            fills.append(Fill(entry.start, buffer))
+            fills.append(Fill(start, buffer))
     source.fill(fills)
     if sys.byteorder == "big":  # the format is little-endian
         for _, tensor in wanted:

@@ -104,14 +104,3 @@ def _step_beyond(prefix: str, key: str) -> str:
     """Return the key, or the folder of it that lies directly under a prefix."""
     slash = key.find("/", len(prefix))
     return key if slash < 0 else key[: slash + 1]
-
-
-def why_denied(client: Any, uri: URI) -> str | None:
-    """Return a hint that tells a missing permission from a missing object, as far as that can be."""
-    try:
-        listed = client.list_objects_v2(Bucket=uri.bucket, Prefix=uri.key, MaxKeys=1).get("Contents", [])
-    except (BotoCoreError, ClientError):
-        return _UNSURE
-    if any(entry["Key"] == uri.key for entry in listed):
-        return f"It exists: {_ASK}"
-    return "The bucket may be listed, and no such key is in it: check the key; keys are case-sensitive."
