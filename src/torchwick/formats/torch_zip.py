@@ -26,6 +26,7 @@ __all__ = [
     "check_storages",
     "check_unpacks",
     "derive_layout",
+    "derive_starts",
     "header_agrees",
     "read_archive",
 ]
@@ -286,14 +287,20 @@ def check_unpacks(read: Read, archive: Archive, uri: object) -> None:
 
 def derive_layout(archive: Archive) -> Layout | None:
     """Derive where each record's data begin, or None where that takes more than the directory."""
+    starts = derive_starts(archive)
+    return Layout(archive, starts) if len(starts) == len(archive.records) else None
+
+
+def derive_starts(archive: Archive) -> dict[str, int]:
+    """Derive where the data of records begin, by their names; those that are compressed are left out."""
     records = list(archive.records.values())
-    starts: dict[str, int] = {}
-    for record, following in zip(records, _next_headers(records, archive.directory), strict=True):
-        start = _derive_start(record, following) if record.stored else None
-        if start is None:
-            return None
-        starts[record.name] = start
-    return Layout(archive, starts)
+    following = _next_headers(records, archive.directory)
+    starts = {
+        record.name: _derive_start(record, limit)
+        for record, limit in zip(records, following, strict=True)
+        if record.stored
+    }
+    return {name: start for name, start in starts.items() if start is not None}
 
 
 def _derive_start(record: Record, following: int) -> int | None:

@@ -22,8 +22,9 @@ from typing import IO, Any, cast
 
 import torch
 
+from torchwick.formats.blind import values_unseen
 from torchwick.formats.dtypes import element_size
-from torchwick.formats.pickles import PickleFacts, values_unseen
+from torchwick.formats.pickles import PickleFacts
 from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace
 from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
 from torchwick.loading.devices import MapLocation, is_faking, is_meta, stays_on_cpu
