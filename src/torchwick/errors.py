@@ -5,6 +5,7 @@
     ├─ FormatError(ValueError)                truncated, corrupt, or not a model
     │  └─ UnsafePickleError                   weights_only refused what the pickle wants to import
     ├─ IntegrityError                         the bytes are not those that were stored, or pinned
+    ├─ TensorNotFoundError(KeyError)          the checkpoint has no tensor of that name
     ├─ MemoryLimitError(MemoryError)          the load would hold more than it was allowed to
     └─ StoreError                             the place where the bytes live said no
        ├─ CredentialsError                    none found, expired, or rejected
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectChangedError",
     "ObjectNotFoundError",
     "StoreError",
+    "TensorNotFoundError",
     "TorchwickError",
     "TransferError",
     "URIError",
@@ -129,6 +131,23 @@ class IntegrityError(TorchwickError):
         self.algorithm = algorithm
         self.expected = expected
         self.found = found
+
+
+class TensorNotFoundError(TorchwickError, KeyError):
+    """The checkpoint has no tensor of that name.
+
+    Attributes:
+        name: the name, or the pattern, that was asked for.
+    """
+
+    name: str
+
+    def __init__(self, message: str, *, name: str = "", **where: Any) -> None:
+        super().__init__(message, **where)
+        self.name = name
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError would put its message in quotes
 
 
 class MemoryLimitError(TorchwickError, MemoryError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchwick.errors import FormatError
-from torchwick.formats.catalog import Catalog, Landmark, Piece, TensorEntry, span
+from torchwick.formats.catalog import Catalog, Landmark, Packed, Piece, TensorEntry, span
 from torchwick.formats.flatten import TensorFact, flatten
 from torchwick.formats.pickles import PickleFacts, look_into
 from torchwick.formats.torch_legacy import COUNT_BYTES, read_legacy
@@ -22,7 +22,7 @@ from torchwick.formats.torch_zip import (
     read_archive,
 )
 
-__all__ = ["legacy_catalog", "misplaced", "zip_catalog"]
+__all__ = ["legacy_catalog", "misplaced", "unpack", "zip_catalog"]
 
 Read = Callable[[int, int], memoryview]
 _LOAD_IT = "torchwick.load reads it as a whole."
@@ -58,6 +58,32 @@ def zip_catalog(read: Read, size: int, uri: object) -> Catalog:
     check_storages(facts, archive, uri)
     kind = "TorchScript" if "constants.pkl" in records else "torch zip"
     return _catalog(kind, facts, lambda key: stored.place(f"data/{key}".lower()), uri, stored.byteorder)
+
+
+def unpack(read: Read, size: int, packed: Packed, dtype: str, uri: object) -> tuple[Piece, Catalog]:
+    """Return where the elements of a box are in the file of torch.save's that it lies in.
+
+    Args:
+        read: returns the bytes of a half-open range of that file.
+        size: its bytes.
+        packed: the box.
+        dtype: of its elements.
+        uri: the object, for messages.
+
+    Raises:
+        FormatError: something else is in the file.
+    """
+    catalog = zip_catalog(read, size, uri)
+    found = list(catalog.entries.values())
+    if len(found) != 1 or (found[0].dtype, found[0].shape) != (dtype, packed.shape):
+        hint = "It is corrupt: save it again."
+        message = (
+            f"something else than a tensor {dtype} of shape {list(packed.shape)} is at byte {packed.start}"
+        )
+        raise FormatError(message, uri=uri, hint=hint)
+    (piece,) = found[0].pieces
+    assert isinstance(piece, Piece)  # noqa: S101 - for mypy: a zip catalog has no other
+    return piece, catalog
 
 
 def legacy_catalog(read: Read, size: int | None, uri: object) -> Catalog:

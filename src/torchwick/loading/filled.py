@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.errors import FormatError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import TensorEntry
 from torchwick.formats.dtypes import DTYPES
-from torchwick.loading.buffers import writable_bytes
 from torchwick.loading.devices import MapLocation, is_faking, settle
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill

@@ -1,0 +1,90 @@
+"""Memory for groups of tensors: what is to be read into it, and the tensors once all of it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from torchwick.checkpoint import tensors
+from torchwick.checkpoint.buffers import writable_bytes
+from torchwick.checkpoint.layout import Group, Region
+from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.request import Request
+from torchwick.formats.catalog import Catalog, Packed, Piece, TensorEntry
+from torchwick.formats.torch_catalog import misplaced, unpack
+from torchwick.transfer import Fill
+
+__all__ = ["Batch"]
+
+_SMALL = 1 << 20  # bytes
+
+
+class Batch:
+    """Groups that are read together.
+
+    Args:
+        groups: what is read.
+        catalog: where it is.
+        objects: where that is.
+    """
+
+    def __init__(self, groups: Sequence[Group], catalog: Catalog, objects: Objects) -> None:
+        self._groups = groups
+        self._catalog = catalog
+        self._objects = objects
+        self._memory = {region: tensors.allocate(len(region)) for group in groups for region in group.regions}
+        self.request = Request(objects)
+        for region, memory in self._memory.items():
+            self.request.add(region.object, Fill(region.start, writable_bytes(memory)))
+            self.request.expect(region.object, region.landmarks)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Return the tensors, all bytes being there, group by group; their memory goes with them.
+
+        Raises:
+            FormatError: the bytes around them are not those that belong there.
+        """
+        self.request.check()
+        for group in self._groups:
+            memory = {region: self._memory.pop(region) for region in group.regions}
+            for name in group.names:
+                yield name, self._tensor(self._catalog.entries[name], memory)
+
+    def _tensor(self, entry: TensorEntry, memory: dict[Region, torch.Tensor]) -> torch.Tensor:
+        uri = self._objects.uri
+        if not entry.nbytes:
+            return tensors.empty(entry.dtype, entry.shape, uri)
+        boxes = [self._box(entry, piece, memory) for piece in entry.pieces]
+        if len(boxes) == 1:
+            return boxes[0]
+        tensor = tensors.empty(entry.dtype, entry.shape, uri)
+        for piece, box in zip(entry.pieces, boxes, strict=True):
+            tensor[tuple(slice(a, a + n) for a, n in zip(piece.origin, piece.shape, strict=True))] = box
+        return tensor
+
+    def _box(
+        self, entry: TensorEntry, piece: Piece | Packed, memory: dict[Region, torch.Tensor]
+    ) -> torch.Tensor:
+        if isinstance(piece, Packed):
+            return self._unpacked(entry, piece, memory[Region(piece.object, piece.start, piece.stop)])
+        region = next(iter(memory))
+        at, place = piece.start - region.start, (piece.shape, piece.stride)
+        tensor = tensors.view(memory[region], at, entry.dtype, place, self._objects.uri)
+        return tensors.finish(tensor, entry.lazy, self._catalog.byteorder)
+
+    def _unpacked(self, entry: TensorEntry, packed: Packed, memory: torch.Tensor) -> torch.Tensor:
+        uri = self._objects[packed.object].info.uri
+        file = writable_bytes(memory)
+        piece, catalog = unpack(lambda start, stop: file[start:stop], len(file), packed, entry.dtype, uri)
+        landmark = piece.landmark
+        if landmark is not None and not landmark.holds(file[landmark.start : landmark.stop]):
+            raise misplaced(uri)
+        width = tensors.dtype_of(entry.dtype, uri).itemsize
+        if piece.start % width:
+            memory, piece = memory[piece.start :].clone(), replace(piece, start=0)
+        tensor = tensors.view(memory, piece.start, entry.dtype, (piece.shape, piece.stride), uri)
+        tensor = tensors.finish(tensor, entry.lazy, catalog.byteorder)
+        # A small one is freed of the file around it, which may be larger.
+        return tensor.clone() if len(file) < _SMALL else tensor

@@ -1,0 +1,237 @@
+"""From a URI to a catalog: which objects are meant, of which format they are, and where their tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torchwick.checkpoint.objects import Objects
+from torchwick.config import TransferConfig
+from torchwick.errors import FormatError, ObjectNotFoundError, StoreError
+from torchwick.formats import safetensors
+from torchwick.formats.catalog import Catalog, TensorEntry
+from torchwick.formats.dcp import METADATA, read_dcp
+from torchwick.formats.huggingface import KNOWN, Index, choose, read_index
+from torchwick.formats.sniff import sniff
+from torchwick.formats.torch_catalog import legacy_catalog, zip_catalog
+from torchwick.store import ObjectInfo, Store
+from torchwick.transfer import Budget, RangeCache, Tally, persist
+from torchwick.uri import URI
+
+__all__ = ["open_objects"]
+
+_T = TypeVar("_T")
+_INDEX = ".index.json"
+_SHARD_HEAD = 64 << 10
+"""Bytes of the first read of a shard: its header whole, with some 500 tensors; 64 of them in 4 MiB."""
+_AT_ONCE = 16  # shards looked into at the same time
+
+
+def open_objects(address: URI, store: Store, config: TransferConfig) -> tuple[Catalog, Objects]:
+    """Look into a checkpoint as far as its catalog needs.
+
+    Args:
+        address: an object, or a directory.
+        store: where it is.
+        config: how to read.
+
+    Raises:
+        FormatError: it is no checkpoint, or corrupt, or one that can only be loaded as a whole.
+        StoreError: it cannot be read.
+    """
+    return _Opener(store, config).open(address)
+
+
+@dataclass(frozen=True)
+class _Opener:
+    store: Store
+    config: TransferConfig
+
+    def open(self, address: URI) -> tuple[Catalog, Objects]:
+        if address.is_directory:
+            return self._directory(address)
+        parent, _, name = address.key.rpartition("/")
+        if name == METADATA or name.endswith(_INDEX):
+            directory = replace(address, key=f"{parent}/" if parent or address.scheme != "s3" else "")
+            return self._named(directory, [name], {})
+        try:
+            cache = RangeCache(self.store, address, self.config)
+        except StoreError as error:
+            if (
+                not isinstance(error, ObjectNotFoundError | IsADirectoryError)
+                or address.version
+                or address.query
+            ):
+                raise
+            listed = self._list(address.as_directory())
+            if not listed:
+                raise
+            return self._chosen(address.as_directory(), listed)
+        return _catalog_of(cache), Objects(address, self.store, self.config, {"": cache})
+
+    def _list(self, directory: URI) -> dict[str, ObjectInfo] | None:
+        """Return what is in a directory by name, or None where the store cannot tell."""
+        infos = persist(
+            lambda connection: connection.list(directory),
+            self.store,
+            uri=directory,
+            wanted=lambda: (0, None),
+            config=self.config,
+            budget=Budget(self.config),
+            tally=Tally(),
+        )
+        return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
+
+    def _directory(self, directory: URI) -> tuple[Catalog, Objects]:
+        listed = self._list(directory)
+        return self._guessed(directory) if listed is None else self._chosen(directory, listed)
+
+    def _chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
+        names = [METADATA] if METADATA in listed else choose(list(listed), directory)
+        return self._named(directory, names, listed)
+
+    def _guessed(self, directory: URI) -> tuple[Catalog, Objects]:
+        """Try the names that a model may have, where there is no listing."""
+        for name in (METADATA, *KNOWN):
+            try:
+                return self._named(directory, [name], {})
+            except ObjectNotFoundError:
+                continue
+        hint = "The server lists no directories: name the model's file, or its index."
+        raise ObjectNotFoundError("none of the names that models have is there", uri=directory, hint=hint)
+
+    def _named(
+        self, directory: URI, names: list[str], listed: Mapping[str, ObjectInfo]
+    ) -> tuple[Catalog, Objects]:
+        """Open a directory by the file, or the files, that its model is said to be in."""
+        (name, *more) = names
+        if name == METADATA:
+            return self._distributed(directory, listed)
+        if name.endswith(_INDEX):
+            return self._indexed(directory, name, listed)
+        return self._shards(directory, [name, *more], listed, None)
+
+    def _whole(self, uri: URI, info: ObjectInfo | None) -> bytes:
+        cache = RangeCache(self.store, uri, self.config, info=info)
+        return bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+
+    def _indexed(
+        self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]
+    ) -> tuple[Catalog, Objects]:
+        uri = directory.child(name)
+        index = read_index(self._whole(uri, listed.get(name)), uri)
+        shards = sorted(set(index.shard_of.values()))
+        missing = [shard for shard in shards if listed and shard not in listed]
+        if missing:
+            hint = "Upload the directory again, whole."
+            raise FormatError(f"the index names {missing[0][:200]!r}, which is not there", uri=uri, hint=hint)
+        return self._shards(directory, shards, listed, index)
+
+    def _shards(
+        self, directory: URI, shards: list[str], listed: Mapping[str, ObjectInfo], index: Index | None
+    ) -> tuple[Catalog, Objects]:
+        def look(shard: str) -> tuple[RangeCache, Catalog]:
+            cache = self._cache(directory, shard, listed)
+            return cache, _catalog_of(cache)
+
+        looked = dict(zip(shards, _at_once(look, shards), strict=True))
+        catalog = _merged({shard: found for shard, (_, found) in looked.items()}, index, directory)
+        caches = {shard: cache for shard, (cache, _) in looked.items()}
+        return catalog, Objects(directory, self.store, self.config, caches)
+
+    def _cache(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
+        uri = directory.child(name)
+        return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
+
+    def _distributed(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
+        uri = directory.child(METADATA)
+        catalog = read_dcp(self._whole(uri, listed.get(METADATA)), uri)
+        files = sorted({piece.object for entry in catalog.entries.values() for piece in entry.pieces})
+        caches = dict(zip(files, _at_once(lambda f: self._cache(directory, f, listed), files), strict=True))
+        for entry in catalog.entries.values():
+            _check_within(entry, caches, uri)
+        return catalog, Objects(directory, self.store, self.config, caches)
+
+
+def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:
+    """Return what is done for each name, in their order; several are done at the same time."""
+    if not names:
+        return []
+    with ThreadPoolExecutor(min(_AT_ONCE, len(names)), thread_name_prefix="torchwick-open") as pool:
+        return list(pool.map(do, names))
+
+
+def _catalog_of(cache: RangeCache) -> Catalog:
+    uri, size = cache.info.uri, cache.info.size
+    kind = sniff(cache.head, uri)
+    if kind == "safetensors":
+        return safetensors.read_catalog(cache.read, size, uri)
+    if kind == "legacy":
+        return legacy_catalog(cache.read, size, uri)
+    if kind == "tar":
+        hint = "torchwick.load(…, weights_only=False) reads it as a whole, if you trust its maker."
+        raise FormatError("the tar format of torch before 0.1.10 cannot be looked into", uri=uri, hint=hint)
+    if size is None or not cache.info.ranged:
+        hint = "torchwick.load reads it as a whole."
+        raise FormatError("the server sends no ranges, which a zip archive needs", uri=uri, hint=hint)
+    return zip_catalog(cache.read, size, uri)
+
+
+def _merged(found: Mapping[str, Catalog], index: Index | None, directory: URI) -> Catalog:
+    """Return one catalog for the shards of a model.
+
+    Raises:
+        FormatError: they are of several kinds, or name a tensor twice, or do not hold what the index says.
+    """
+    kinds = {(catalog.format, catalog.byteorder) for catalog in found.values()}
+    if len(kinds) > 1:
+        hint = "Keep one model in a directory."
+        raise FormatError("its shards are of different formats", uri=directory, hint=hint)
+    ((kind, byteorder),) = kinds
+    metadata = {key: text for catalog in found.values() for key, text in catalog.metadata.items()}
+    others = {key: text for catalog in found.values() for key, text in catalog.others.items()}
+    entries = _indexed(found, index, directory) if index else _united(found, directory)
+    return Catalog(kind, entries, metadata | (index.metadata if index else {}), others, byteorder)
+
+
+def _indexed(found: Mapping[str, Catalog], index: Index, directory: URI) -> dict[str, TensorEntry]:
+    entries = {}
+    for name, shard in index.shard_of.items():
+        entry = found[shard].entries.get(name)
+        if entry is None:
+            hint = "The index and the shards are of different models: upload the directory again, whole."
+            raise FormatError(
+                f"tensor {name[:100]!r} is not in {shard!r}, where the index has it", uri=directory, hint=hint
+            )
+        entries[name] = _in_object(entry, shard)
+    return entries
+
+
+def _united(found: Mapping[str, Catalog], directory: URI) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for shard, catalog in found.items():
+        twice = entries.keys() & catalog.entries.keys()
+        if twice:
+            hint = "Files of different models are in the directory: name one of them."
+            raise FormatError(f"tensor {min(twice)[:100]!r} is in two files", uri=directory, hint=hint)
+        entries |= {name: _in_object(entry, shard) for name, entry in catalog.entries.items()}
+    return entries
+
+
+def _in_object(entry: TensorEntry, name: str) -> TensorEntry:
+    pieces = tuple(replace(piece, object=name) for piece in entry.pieces)
+    return replace(entry, pieces=pieces)  # type: ignore[arg-type]  # all are of the one kind they were
+
+
+def _check_within(entry: TensorEntry, caches: Mapping[str, RangeCache], uri: URI) -> None:
+    for piece in entry.pieces:
+        size, stop = caches[piece.object].info.size, getattr(piece, "stop", 0)
+        if size is not None and stop > size:
+            hint = "It was cut short: upload the directory again, whole."
+            raise FormatError(
+                f"file {piece.object!r} ends at byte {size}, before its tensors do at {stop}",
+                uri=uri,
+                hint=hint,
+            )

@@ -1,0 +1,70 @@
+"""What is to be read from a checkpoint's objects, and what has to be found there for it to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torchwick.checkpoint.layout import bridges
+from torchwick.checkpoint.objects import Objects
+from torchwick.formats.catalog import Landmark
+from torchwick.formats.torch_catalog import misplaced
+from torchwick.transfer import NO_WITNESS, Fill, Part, Witness, plan
+
+__all__ = ["Request"]
+
+_WORTH_A_REQUEST = 128 << 10
+"""Bytes of a gap that are rather read than asked around: 1.5 ms of a connection at S3's 85 MB/s."""
+
+
+class Request:
+    """Collects ranges and landmarks of objects, and turns them into parts.
+
+    Args:
+        objects: which they are of.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._fills: dict[str, list[Fill]] = {}
+        self._expected: list[tuple[str, Landmark, memoryview]] = []
+
+    def add(self, name: str, fill: Fill) -> None:
+        """Want a range of an object, unless it is known already."""
+        known = self._objects[name].find(fill.start, fill.stop)
+        if known is None:
+            self._fills.setdefault(name, []).append(fill)
+        else:
+            fill.buffer[:] = known
+
+    def expect(self, name: str, landmarks: Iterable[Landmark]) -> None:
+        """Want to see landmarks of an object that no one has found in their place yet."""
+        for landmark in self._objects.unseen(name, landmarks):
+            bytes_ = memoryview(bytearray(landmark.stop - landmark.start))
+            self._expected.append((name, landmark, bytes_))
+            self.add(name, Fill(landmark.start, bytes_))
+
+    def parts(self, part_size: int, witness: Witness = NO_WITNESS) -> Iterator[Part]:
+        """Return the requests that bring it, in the order of the objects and their bytes."""
+        for name in self._objects.names:
+            if name in self._fills:
+                fills = _bridged(self._fills[name])
+                yield from plan(self._objects[name].info, fills, part_size, witness=witness)
+
+    def check(self) -> None:
+        """Look at the landmarks, all bytes being there.
+
+        Raises:
+            FormatError: one is not in its place.
+        """
+        for name, landmark, bytes_ in self._expected:
+            if not landmark.holds(bytes_):
+                raise misplaced(self._objects[name].info.uri)
+            self._objects.saw(name, landmark)
+
+
+def _bridged(fills: list[Fill]) -> list[Fill]:
+    """Add what lies in small gaps between fills, so that one request reads what is on both sides."""
+    ranges = sorted((fill.start, fill.stop) for fill in fills)
+    return fills + [
+        Fill(start, memoryview(bytearray(stop - start))) for start, stop in bridges(ranges, _WORTH_A_REQUEST)
+    ]

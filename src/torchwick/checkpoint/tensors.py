@@ -1,0 +1,88 @@
+"""From bytes in memory to torch's tensors: the one place of a checkpoint that knows torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from torchwick.errors import FormatError
+from torchwick.formats.catalog import contiguous
+from torchwick.formats.dtypes import DTYPES
+
+__all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
+
+
+def allocate(nbytes: int) -> torch.Tensor:
+    """Return memory that nothing has touched yet, aligned for any element."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+
+
+def dtype_of(name: str, uri: object) -> torch.dtype:
+    """Return torch's dtype for safetensors' name of it.
+
+    Raises:
+        FormatError: this torch has none.
+    """
+    dtype = getattr(torch, DTYPES[name].torch, None)
+    if not isinstance(dtype, torch.dtype):
+        hint = "A newer torch may have it."
+        raise FormatError(f"torch {torch.__version__} has no dtype for {name}", uri=uri, hint=hint)
+    return dtype
+
+
+def empty(dtype: str, shape: tuple[int, ...], uri: object) -> torch.Tensor:
+    """Return uninitialised memory of a dtype and shape.
+
+    Raises:
+        FormatError: torch has no such dtype, or not of that shape.
+    """
+    kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
+    if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
+        return torch.empty(0, dtype=kind, device="cpu").reshape(lengths)
+    return torch.empty(lengths, dtype=kind, device="cpu")
+
+
+def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:
+    if dtype != "F4":
+        return shape
+    if not shape or shape[-1] % 2:  # two elements in one of torch's
+        message = f"a tensor of dtype F4 has the shape {list(shape[-16:])}, and torch takes them in pairs"
+        raise FormatError(message, uri=uri, hint="Save it anew, its last dimension even.")
+    return (*shape[:-1], shape[-1] // 2)
+
+
+def view(
+    memory: torch.Tensor, at: int, dtype: str, place: tuple[tuple[int, ...], tuple[int, ...]], uri: object
+) -> torch.Tensor:
+    """Return a view of memory.
+
+    Args:
+        memory: what it is a view of.
+        at: bytes from the beginning of memory to element [0, 0, …].
+        dtype: as safetensors spells it.
+        place: shape and strides, in elements.
+        uri: the object, for messages.
+    """
+    kind, (shape, stride) = dtype_of(dtype, uri), place
+    if DTYPES[dtype].bits < 8:  # which only lie one behind the other
+        shape = _as_torch_counts(dtype, shape, uri)
+        stride = contiguous(shape)
+    tensor = torch.empty(0, dtype=kind, device="cpu")
+    set_: Any = tensor.set_  # whose annotation knows no untyped storage
+    set_(memory.untyped_storage(), at // kind.itemsize, shape, stride)
+    return tensor
+
+
+def finish(tensor: torch.Tensor, lazy: tuple[str, ...], byteorder: str) -> torch.Tensor:
+    """Do to a tensor's elements what is still to be done to those that were stored."""
+    if byteorder != sys.byteorder:
+        tensor = tensor.clone()  # others may be views of the same bytes
+        storage: Any = tensor.untyped_storage()
+        storage.byteswap(tensor.dtype)
+    if "conj" in lazy:
+        tensor = tensor.conj()
+    if "neg" in lazy:
+        tensor = torch._neg_view(tensor)  # noqa: SLF001 - there is no public one
+    return tensor
