@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from pathlib import Path, PureWindowsPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import assume, given
@@ -21,7 +21,7 @@ ACCOUNT = "123456789012"
 keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\\0:"), min_size=1)
 pieces = st.sampled_from(
-    ["..", ".", "", "/", "\\", "\0", "a", "%2e", "%2f", "?", "#", "s3:", "C:", "//", "\ud800"]
+    ["..", ".", "/", "//", "\\", "\0", "a", "%2e", "%2f", "?", "#", "s3:", "C:", "\ud800"]
 )
 versions = st.text("abcXYZ0189._-/+=", min_size=1)
 
@@ -239,9 +239,9 @@ class TestDirectories:
             except URIError:
                 continue
             assert (child.scheme, child.bucket, child.query) == (directory.scheme, directory.bucket, "")
-            assert posixpath.normpath(unquote(child.key)).startswith(directory.key)
+            path = unquote(child.key) if child.scheme == "https" else child.key
+            assert posixpath.normpath(path).startswith(directory.key)
             assert PureWindowsPath("C:/here", name).is_relative_to("C:/here")
-            assert urlsplit(str(parse("https://host/llama/").child(name))).path.startswith("/llama/")
 
 
 class TestRefusals:

@@ -313,8 +313,6 @@ class S3Connection(PooledConnection):
         while_waiting: Callable[[], None] | None = None,
     ) -> Body:
         """Ask for a range; see `torchwick.store.base.Connection.get`."""
-        if not uri.key:
-            raise StoreError("it is a whole bucket", uri=uri, hint="Name one object in it: s3://bucket/key.")
         pins = self._store.pinning_headers(pinned)
         wanted = {"Range": range_header(start, stop)} if pinned is None or pinned.ranged else {}
         exchange = self._exchange(GET_OBJECT, uri, pinned)
