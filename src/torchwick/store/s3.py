@@ -260,8 +260,8 @@ class S3Store:
         )
         self.secure = request.url.startswith("https:")
         answer = exchange.send(request.url, headers)
-        if exchange.operation in (LIST_PARTS, LIST_OBJECTS) and (answer.length or 0) > _LONGEST_PAGE:
-            raise not_s3()  # it sends the object itself, not knowing what was asked for
+        if exchange.operation in (LIST_PARTS, LIST_OBJECTS) and not _may_be_a_list(answer):
+            raise not_s3()
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:
             caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
@@ -285,6 +285,15 @@ def _private(endpoint: SplitResult) -> bool:
     if endpoint.scheme == "https":
         return True
     return endpoint.hostname in _THIS_MACHINE and proxy_for(endpoint.scheme, endpoint.netloc) is None
+
+
+def _may_be_a_list(answer: HTTPAnswer) -> bool:
+    """Whether it can be a list of parts or objects, and not the object itself, or a page for people.
+
+    botocore would read an HTML page as a passing failure of S3's.
+    """
+    html = answer.status in _GOOD and answer.headers.get("Content-Type", "").startswith("text/html")
+    return not html and (answer.length or 0) <= _LONGEST_PAGE
 
 
 def _check_tag(tag: str | None, info: ObjectInfo) -> None:
