@@ -252,7 +252,7 @@ class TestRefusals:
             ("gs://models/new.pt", "Use s3://bucket/key"),
             ("s3://", "Write s3://bucket/key"),
             ("s3:///new.pt", "Write s3://bucket/key"),
-            ("s3://models", "Name one object, s3://bucket/key, or all of the bucket: s3://bucket/"),
+            ("s3://models", "Name one object, s3://bucket/key, or s3://bucket/ for all"),
             ("s3://models/?versionId=7", "Leave out [?]versionId="),
             ("s3://models/llama/?versionId=7", "Leave out [?]versionId="),
             ("https:///new.pt", "Write https://host/path"),

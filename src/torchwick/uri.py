@@ -182,7 +182,7 @@ def _parse_s3(rest: str) -> URI:
     if "@" in bucket:
         raise URIError("credentials do not belong in a URI", hint="Leave them to the AWS chain")
     if not slash:
-        hint = "Name one object, s3://bucket/key, or all of the bucket: s3://bucket/"
+        hint = "Name one object, s3://bucket/key, or s3://bucket/ for all of it"
         raise URIError(f"the key is missing behind the bucket {bucket!r}", hint=hint)
     uri = URI("s3", bucket, key)
     if version is None:
