@@ -32,6 +32,7 @@ from urllib.parse import unquote, urlsplit
 
 from faults import Fault, Length, Reply, Request, S3Error, SlowDown
 from kept import KeptChecksum, keep
+from listed import page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -233,7 +234,9 @@ class FaultyServer:
             if callable(fault):
                 fault()
         with self._lock:
-            reply = _honest_reply(request, self._objects.get(request.path))
+            reply = _listing(request, self._objects) or _honest_reply(
+                request, self._objects.get(request.path)
+            )
         for fault in faults:
             if not callable(fault):
                 fault.apply(request, reply)
@@ -246,6 +249,19 @@ def _error(request: Request, status: int, code: str, headers: Mapping[str, str] 
     reply = Reply(status, {}, b"")
     S3Error(status, code, code, headers or {}).apply(request, reply)
     return reply
+
+
+def _listing(request: Request, objects: Mapping[str, StoredObject]) -> Reply | None:
+    """Answer a request for a list of a bucket's objects, or return None where it is another one."""
+    if "list-type=2" not in request.query.split("&") or request.path in objects:
+        return None
+    bucket = f"{request.path.rstrip('/')}/"
+    found = {
+        path.removeprefix(bucket): (len(stored.body), stored.etag)
+        for path, stored in objects.items()
+        if path.startswith(bucket)
+    }
+    return Reply(200, {"Content-Type": "application/xml"}, page(request.query, found))
 
 
 def _honest_reply(request: Request, stored: StoredObject | None) -> Reply:

@@ -749,7 +749,7 @@ class TestObject:
     def test_a_folder(self, tmp_path: Path) -> None:
         diagnosis = torchwick.doctor(tmp_path)
         assert _failed(diagnosis) == ["object"]
-        assert diagnosis.advice == ["It is a folder: name a file in it."]
+        assert diagnosis.advice == ["It is a directory: name a file in it."]
 
     def test_a_key_with_an_at_sign_is_told_whole(self, real: str) -> None:
         torchwick_uri = real.replace("doctored", "docterd@2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 import torchwick
 from checkpoints.base import save_bytes
 from conftest import run_python
-from faults import Answer, S3Error
+from faults import Answer, Cut, S3Error, SlowDown
 from oracle import assert_same
 from relay import Relay
 from torchwick import (
@@ -30,13 +31,19 @@ from torchwick import (
     TransferConfig,
     TransferError,
     URIError,
+    uri,
 )
+from torchwick.errors import BusyError
+from torchwick.store import Listing, ObjectInfo, open_store, s3_listing
+from torchwick.store.base import check_pinned
 from torchwick.store.callers import Callers
+from torchwick.uri import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Put
+    from faults import Fault
     from faulty import FaultyServer
     from torchwick.demo.server import SeaweedFS
 
@@ -561,6 +568,217 @@ class TestRegions:
         assert "/us-east-1/" in refused.headers["authorization"]
         assert len(others) > 3
         assert all("/eu-west-3/" in request.headers["authorization"] for request in others)
+
+
+def _page(contents: str, more: str = "<IsTruncated>false</IsTruncated>") -> Answer:
+    return Answer(200, f"<ListBucketResult>{more}{contents}</ListBucketResult>".encode())
+
+
+def _entry(key: str, etag: str) -> str:
+    return f"<Contents><Key>{key}</Key><ETag>{etag}</ETag><Size>{len(MODEL)}</Size></Contents>"
+
+
+class TestDirectories:
+    """Listings, and why there are none."""
+
+    DIRECTORY = parse("s3://models/llama/")
+    MORE = "<IsTruncated>true</IsTruncated>"
+
+    @pytest.fixture
+    def sharded(self, faulty_s3: FaultyServer) -> FaultyServer:
+        faulty_s3.put("models/llama/1.pt", MODEL)
+        return faulty_s3
+
+    @staticmethod
+    def _list(directory: uri.URI = DIRECTORY, **options: Any) -> Listing | None:
+        connection = open_store(directory, S3Config(**options), 5.0).connect()
+        try:
+            return connection.list(directory)
+        finally:
+            connection.release()
+
+    def test_denied_without_a_reason(self, sharded: FaultyServer) -> None:
+        sharded.on(S3Error(403, "AccessDenied", "Access Denied"))
+        with pytest.raises(AccessDeniedError, match=r"^s3://models/llama/: .*asked as access key") as caught:
+            self._list()
+        assert "s3:ListBucket" in str(caught.value.hint)
+        assert "model.safetensors.index.json" in str(caught.value.hint)
+        assert len(sharded.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("said", "hint"),
+        [
+            ("not authorized to perform: s3:ListBucket on resource: x", "grant s3:ListBucket on it"),
+            ("not authorized to perform: s3:ListBucket with an explicit deny in it", "Look for Deny"),
+            ("Request has expired", "clock"),
+        ],
+    )
+    def test_denied_for_a_reason(self, sharded: FaultyServer, said: str, hint: str) -> None:
+        sharded.on(S3Error(403, "AccessDenied", said))
+        with pytest.raises(AccessDeniedError) as caught:
+            self._list()
+        assert hint in str(caught.value.hint)
+
+    def test_public_objects_that_may_not_be_listed(self, sharded: FaultyServer) -> None:
+        sharded.on(S3Error(403, "AccessDenied", "Access Denied"))
+        with pytest.raises(AccessDeniedError, match="name one object of the directory"):
+            self._list(anonymous=True)
+        assert "authorization" not in sharded.requests[0].headers
+
+    def test_a_refused_object_is_looked_for_in_a_listing(self, sharded: FaultyServer) -> None:
+        sharded.on(S3Error(403, "AccessDenied", "Access Denied"), path="models/llama/1.pt")
+        with pytest.raises(AccessDeniedError, match="It exists"):
+            torchwick.load("s3://models/llama/1.pt")
+
+    def test_a_missing_bucket(self, aws_env: SeaweedFS) -> None:
+        with pytest.raises(ObjectNotFoundError, match="no such bucket"):
+            self._list(parse("s3://missing-bucket/llama/"))
+
+    def test_a_busy_store(self, sharded: FaultyServer) -> None:
+        sharded.on(SlowDown(retry_after=3), nth=1)
+        with pytest.raises(BusyError) as caught:
+            self._list()
+        assert (caught.value.retry_after, caught.value.uri) == (3, "s3://models/llama/")
+        listing = self._list()
+        assert listing is not None
+        assert len(listing) == 1
+
+    def test_a_broken_connection(self, sharded: FaultyServer) -> None:
+        sharded.on(Cut(after=20), nth=1)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            self._list()
+        assert self._list()
+
+    @pytest.mark.parametrize("answer", [S3Error(501, "NotImplemented"), Answer(501, b"Not here")])
+    def test_a_store_that_lists_nothing(self, sharded: FaultyServer, answer: Fault) -> None:
+        sharded.on(answer)
+        assert self._list() is None
+
+    def test_expired_credentials_are_looked_for_afresh(self, sharded: FaultyServer) -> None:
+        assert self._list()
+        sharded.on(S3Error(400, "ExpiredToken"), nth=1)
+        assert self._list()
+
+    def test_another_region(self, sharded: FaultyServer) -> None:
+        moved = S3Error(301, "PermanentRedirect", headers={"x-amz-bucket-region": "eu-west-3"})
+        sharded.on(moved, where=lambda request: "/eu-west-3/" not in request.headers["authorization"])
+        assert self._list()
+
+    def test_it_goes_through_the_proxy(self, sharded: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        port = int(sharded.endpoint_url.rpartition(":")[2])
+        with Relay(leads_to=("127.0.0.1", port)) as relay:
+            monkeypatch.setenv("HTTP_PROXY", relay.url)
+            assert self._list(endpoint_url="http://store.example.com", addressing_style="path")
+            assert relay.hosts() == {"store.example.com"}
+
+    def test_what_is_asked(self, sharded: FaultyServer) -> None:
+        self._list(requester_pays=True, sse_customer_key=bytes(32))
+        asked = sharded.requests[0]
+        assert asked.path == "models"
+        assert set(asked.query.split("&")) == {
+            "list-type=2",
+            "prefix=llama%2F",
+            "delimiter=%2F",
+            "encoding-type=url",
+        }
+        assert asked.headers["x-amz-request-payer"] == "requester"
+        assert not any("customer" in name for name in asked.headers)
+
+    def test_all_of_a_bucket(self, sharded: FaultyServer) -> None:
+        sharded.put("models/above.pt", MODEL)
+        listing = self._list(parse("s3://models/"))
+        assert listing is not None
+        assert [str(info.uri) for info in listing] == ["s3://models/above.pt"]
+        assert "prefix" not in sharded.requests[0].query
+
+    def test_an_upload_in_parts(self, aws_env: SeaweedFS, bucket: str, s3_client: Any) -> None:
+        upload = s3_client.create_multipart_upload(Bucket=bucket, Key="llama/1.pt")["UploadId"]
+        about = {"Bucket": bucket, "Key": "llama/1.pt", "UploadId": upload}
+        parts = [
+            {
+                "PartNumber": number,
+                "ETag": s3_client.upload_part(**about, PartNumber=number, Body=bytes(5 << 20))["ETag"],
+            }
+            for number in (1, 2)
+        ]
+        s3_client.complete_multipart_upload(**about, MultipartUpload={"Parts": parts})
+        listing = self._list(parse(f"s3://{bucket}/llama/"))
+        assert listing is not None
+        connection = open_store(self.DIRECTORY, S3Config(), 5.0).connect()
+        body = connection.get(listing[0].uri, 0, 10, listing[0])
+        assert (body.info.etag, body.info.size) == (listing[0].etag, 10 << 20)
+        body.close()
+        connection.release()
+
+    @pytest.mark.parametrize(
+        ("told", "etag"), [("&quot;a&quot;", '"a"'), ("a", '"a"'), ("W/&quot;a&quot;", 'W/"a"'), ("", None)]
+    )
+    def test_odd_tags(self, sharded: FaultyServer, told: str, etag: str | None) -> None:
+        sharded.on(_page(_entry("llama/1.pt", told)))
+        listing = self._list()
+        assert listing == [ObjectInfo(self.DIRECTORY.child("1.pt"), len(MODEL), etag)]
+
+    def test_a_tag_without_its_quotes_is_the_same_tag(self) -> None:
+        address = self.DIRECTORY.child("1.pt")
+        check_pinned(ObjectInfo(address, 7, "a"), ObjectInfo(address, 7, '"a"'))
+        with pytest.raises(ObjectChangedError):
+            check_pinned(ObjectInfo(address, 7, "b"), ObjectInfo(address, 7, '"a"'))
+
+    @pytest.mark.parametrize("key", ["other/1.pt", "llama", "", "../llama/1.pt"])
+    def test_a_key_from_elsewhere(self, sharded: FaultyServer, key: str) -> None:
+        sharded.on(_page(_entry(key, "a")))
+        with pytest.raises(StoreError, match="is not in it") as caught:
+            self._list()
+        assert caught.value.uri == "s3://models/llama/"
+
+    def test_a_store_that_knows_no_delimiter(self, sharded: FaultyServer) -> None:
+        sharded.on(
+            _page(_entry("llama/2.pt", "a") + _entry("llama/old/1.pt", "a") + _entry("llama/1.pt", "a"))
+        )
+        listing = self._list()
+        assert listing is not None
+        assert [info.uri.key for info in listing] == ["llama/1.pt", "llama/2.pt"]
+
+    @pytest.mark.parametrize("token", ["", "<NextContinuationToken>7</NextContinuationToken>"])
+    def test_a_page_that_leads_nowhere(self, sharded: FaultyServer, token: str) -> None:
+        sharded.on(_page(_entry("llama/1.pt", "a"), self.MORE + token))
+        with pytest.raises(StoreError, match="not how to ask for it"):
+            self._list()
+        assert len(sharded.requests) <= 2
+
+    @pytest.mark.parametrize("contents", ["", "<CommonPrefixes><Prefix>llama/a/</Prefix></CommonPrefixes>"])
+    def test_pages_without_end(
+        self, sharded: FaultyServer, contents: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(s3_listing, "_MOST_ENTRIES", 500)
+        turn = "<NextContinuationToken>{}</NextContinuationToken>"
+        sharded.on(_page(contents, self.MORE + turn.format(1)))
+        sharded.on(
+            _page(contents, self.MORE + turn.format(2)),
+            where=lambda request: "continuation-token=1" in request.query,
+        )
+        with pytest.raises(StoreError, match="more than 500 objects") as caught:
+            self._list()
+        assert "deeper folder" in str(caught.value.hint)
+        assert len(sharded.requests) == 5
+
+    def test_a_page_where_s3_should_be(self, sharded: FaultyServer) -> None:
+        sharded.on(Answer(200, b"<!DOCTYPE html><html><br>Hello</html>", {"Content-Type": "text/html"}))
+        with pytest.raises(StoreError, match="AWS_ENDPOINT_URL"):
+            self._list()
+
+    def test_a_model_in_the_listings_place(self, sharded: FaultyServer) -> None:
+        sharded.on(Answer(200, bytes(5 << 20)))
+        with pytest.raises(StoreError, match="AWS_ENDPOINT_URL"):
+            self._list()
+
+    def test_a_bucket_is_no_object(self, sharded: FaultyServer) -> None:
+        with pytest.raises(URIError, match="it is a whole bucket"):
+            torchwick.load("s3://models/")
+
+    def test_a_directory_is_no_object(self, sharded: FaultyServer) -> None:
+        with pytest.raises(ObjectNotFoundError, match="It is a folder: name one object in it"):
+            torchwick.load("s3://models/llama/")
 
 
 def test_a_change_is_never_loaded_as_a_mix(stored: FaultyServer) -> None:

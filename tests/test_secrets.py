@@ -68,6 +68,17 @@ class TestLogs:
             torchwick.load(URI, transfer=QUICK)
         _assert_hidden(str(caught.value) + _with_locals(caught.value), stored)
 
+    def test_a_listing_that_is_refused(self, stored: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        directory = parse("s3://models/llama/")
+        connection = open_store(directory, S3Config(sse_customer_key=CUSTOMER_KEY), 5.0).connect()
+        stored.on(S3Error(403, "AccessDenied", f"{TOKEN} may not"))
+        with pytest.raises(torchwick.AccessDeniedError) as caught:
+            connection.list(directory)
+        connection.release()
+        assert stored.requests
+        _assert_hidden(f"{caught.value}{vars(caught.value)}{caplog.text}{_with_locals(caught.value)}", stored)
+
 
 class TestTracebacks:
     @pytest.mark.parametrize("warm", [False, True])

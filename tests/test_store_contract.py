@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conftest import random_bytes
 from faults import Stall, Truncate
-from torchwick import ObjectChangedError, ObjectNotFoundError, S3Config
-from torchwick.store import Connection, ObjectInfo, Store, open_store
+from torchwick import AccessDeniedError, ObjectChangedError, ObjectNotFoundError, S3Config, StoreError
+from torchwick.store import Connection, Listing, ObjectInfo, Store, open_store
 from torchwick.store.web import WebStore
 from torchwick.uri import URI, parse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Put
     from faulty import FaultyServer
 
@@ -80,11 +81,13 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def _write(path: Path, content: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return str(path)
 
 
 everywhere = pytest.mark.parametrize("place", PLACES, indirect=True)
+listable = pytest.mark.parametrize("place", ["file", "s3-real", "s3", "s3-tls"], indirect=True)
 over_the_wire = pytest.mark.parametrize("place", SERVED, indirect=True)
 
 
@@ -236,6 +239,171 @@ class TestObjects:
         calls: list[str] = []
         read(connection, uri, 5, 10, while_waiting=lambda: calls.append("called"))
         assert calls == ["called"]
+
+
+@pytest.fixture
+def directory(place: Place) -> URI:
+    """A directory with one object in it."""
+    return parse(place.put("llama/model.pt", CONTENT).removesuffix("model.pt"))
+
+
+@pytest.fixture
+def lister(place: Place, directory: URI) -> Iterator[Connection]:
+    connected = place.store(directory).connect()
+    yield connected
+    connected.release()
+
+
+def names(listing: Listing | None, directory: URI) -> list[str]:
+    """The names in a listing; their addresses must lead back to them."""
+    assert listing is not None
+    found = [info.uri.key.removeprefix(directory.key) for info in listing]
+    assert [info.uri for info in listing] == [directory.child(name) for name in found]
+    return found
+
+
+@listable
+class TestListing:
+    ODD = (
+        "a b.pt",
+        "a+b.pt",
+        "a%20b.pt",
+        "50%.pt",
+        "модель 🙂.pt",
+        "a&b=c.pt",
+        "<a>.pt",
+        "'a'.pt",
+        "#1.pt",
+        "?.pt",
+    )
+
+    def test_what_lies_directly_in_it(self, place: Place, lister: Connection, directory: URI) -> None:
+        for name in ("llama/config.json", "llama/old/model.pt", "llama2/model.pt", "llama.pt", "above.pt"):
+            place.put(name, b"{}")
+        listing = lister.list(directory)
+        assert names(listing, directory) == ["config.json", "model.pt"]
+        assert listing is not None
+        assert [info.size for info in listing] == [2, SIZE]
+
+    def test_it_need_not_have_its_slash(self, lister: Connection, directory: URI) -> None:
+        bare = dataclasses.replace(directory, key=directory.key.rstrip("/"))
+        assert lister.list(bare) == lister.list(directory) != []
+
+    def test_any_name(self, place: Place, lister: Connection, directory: URI) -> None:
+        for name in self.ODD:
+            place.put(f"llama/{name}", CONTENT[:10])
+        listing = lister.list(directory)
+        assert names(listing, directory) == sorted([*self.ODD, "model.pt"])
+        assert listing is not None
+        for info in listing:
+            assert read(lister, info.uri, 0, 5, pinned=info) == CONTENT[:5]
+
+    def test_any_name_of_the_directory(self, place: Place, lister: Connection) -> None:
+        odd = parse(place.put("a b+c%20 модель/model.pt", CONTENT).removesuffix("model.pt"))
+        assert names(lister.list(odd), odd) == ["model.pt"]
+
+    def test_one_that_holds_only_others(self, place: Place, lister: Connection, directory: URI) -> None:
+        place.put("llama/steps/1/model.pt", CONTENT)
+        assert lister.list(directory.child("steps").as_directory()) == []
+
+    def test_zero_bytes(self, place: Place, lister: Connection, directory: URI) -> None:
+        place.put("llama/empty.pt", b"")
+        listing = lister.list(directory)
+        assert listing is not None
+        assert [info.size for info in listing] == [0, SIZE]
+
+    def test_it_pins_what_it_lists(self, lister: Connection, directory: URI) -> None:
+        listed = lister.list(directory)
+        assert listed is not None
+        received, info = read_with_info(lister, listed[0].uri, 5, 10, pinned=listed[0])
+        assert received == CONTENT[5:10]
+        assert (info.uri, info.size, info.etag) == (listed[0].uri, listed[0].size, listed[0].etag)
+
+    @pytest.mark.parametrize("content", [CONTENT[::-1], CONTENT[:1000]], ids=["bytes", "size"])
+    def test_what_was_overwritten_since(
+        self, place: Place, lister: Connection, directory: URI, content: bytes
+    ) -> None:
+        listed = lister.list(directory)
+        assert listed is not None
+        place.put("llama/model.pt", content)
+        with pytest.raises(ObjectChangedError):
+            read(lister, listed[0].uri, 0, 10, pinned=listed[0])
+
+    def test_reads_go_on_over_the_same_connection(self, lister: Connection, directory: URI) -> None:
+        for _ in range(2):
+            assert names(lister.list(directory), directory) == ["model.pt"]
+            assert read(lister, directory.child("model.pt"), 5, 10) == CONTENT[5:10]
+
+
+@pytest.mark.parametrize("place", ["web", "web-tls"], indirect=True)
+def test_the_web_lists_nothing(lister: Connection, directory: URI) -> None:
+    assert lister.list(directory) is None
+    assert read(lister, directory.child("model.pt"), 5, 10) == CONTENT[5:10]
+
+
+@pytest.mark.parametrize("place", ["s3-real", "s3", "s3-tls"], indirect=True)
+class TestListingOfS3:
+    def test_a_prefix_of_nothing(self, lister: Connection, directory: URI) -> None:
+        assert lister.list(directory.child("none").as_directory()) == []
+
+    def test_the_object_that_stands_for_it(self, place: Place, lister: Connection, directory: URI) -> None:
+        place.put("llama/", b"")
+        assert names(lister.list(directory), directory) == ["model.pt"]
+
+    def test_a_whole_bucket(self, place: Place, lister: Connection, directory: URI) -> None:
+        root = dataclasses.replace(directory, key="")
+        listing = lister.list(root)
+        assert listing is not None
+        assert not any("/" in info.uri.key for info in listing)
+
+    def test_more_than_a_page(self, place: Place, lister: Connection) -> None:
+        shards = [f"{number:05}.pt" for number in range(1005)]
+        if place.server is None:
+            with ThreadPoolExecutor(8) as pool:
+                uris = list(pool.map(lambda name: place.put(f"many/{name}", b"x"), shards))
+        else:
+            uris = [place.put(f"many/{name}", b"x") for name in shards]
+        many = parse(uris[0].removesuffix(shards[0]))
+        assert names(lister.list(many), many) == shards
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+class TestListingOfFiles:
+    def test_there_is_none(self, lister: Connection, directory: URI) -> None:
+        with pytest.raises(ObjectNotFoundError, match="no such directory") as caught:
+            lister.list(directory.child("none"))
+        assert caught.value.uri == f"{directory}none/"
+
+    def test_it_is_a_file(self, lister: Connection, directory: URI) -> None:
+        with pytest.raises(StoreError, match="it is a file"):
+            lister.list(directory.child("model.pt"))
+
+    def test_it_may_not_be_read(
+        self, lister: Connection, directory: URI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(_: str) -> None:  # as the system does, though not to root
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("os.scandir", refuse)
+        with pytest.raises(AccessDeniedError, match="Check its mode"):
+            lister.list(directory)
+
+    def test_a_directory_is_no_object(self, lister: Connection, directory: URI) -> None:
+        with pytest.raises(StoreError, match="is a directory"):
+            lister.get(directory, 0, 10)
+
+    def test_links(self, lister: Connection, directory: URI) -> None:
+        folder = Path(directory.key)  # as the cache of huggingface_hub keeps them
+        (folder / "kept").mkdir()
+        (folder / "kept" / "5ec3e7").write_bytes(CONTENT[:10])
+        (folder / "linked.pt").symlink_to(Path("kept", "5ec3e7"))
+        (folder / "linked").symlink_to("kept")
+        (folder / "dangling.pt").symlink_to("none")
+        os.mkfifo(folder / "pipe")
+        listing = lister.list(directory)
+        assert names(listing, directory) == ["linked.pt", "model.pt"]
+        assert listing is not None
+        assert read(lister, listing[0].uri, 0, 10, pinned=listing[0]) == CONTENT[:10]
 
 
 @everywhere

@@ -7,11 +7,11 @@ import os
 from functools import lru_cache
 
 from torchwick.config import S3Config
-from torchwick.store.base import Body, Connection, ObjectInfo, Store, StoredChecksum
+from torchwick.store.base import Body, Connection, Listing, ObjectInfo, Store, StoredChecksum
 from torchwick.store.collector import collector_paused
 from torchwick.uri import URI
 
-__all__ = ["Body", "Connection", "ObjectInfo", "Store", "StoredChecksum", "open_store"]
+__all__ = ["Body", "Connection", "Listing", "ObjectInfo", "Store", "StoredChecksum", "open_store"]
 
 
 def open_store(uri: URI, config: S3Config, timeout: float) -> Store:

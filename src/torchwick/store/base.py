@@ -17,6 +17,7 @@ __all__ = [
     "Body",
     "Connection",
     "EmptyBody",
+    "Listing",
     "ObjectInfo",
     "Store",
     "StoredChecksum",
@@ -44,6 +45,10 @@ class ObjectInfo:
     version: str | None = None
     modified: str | None = None
     ranged: bool = True
+
+
+Listing = list[ObjectInfo]
+"""The objects directly in a directory, sorted by name; of each the address, size and tag are known."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,25 @@ class Connection(Protocol):
         """
         ...
 
+    def list(self, directory: URI) -> Listing | None:
+        """Return the objects directly in a directory; deeper ones are left out, as are directories.
+
+        Each may be pinned: a `get` is `ObjectChangedError` if it was overwritten after the listing.
+
+        Args:
+            directory: its address, or the same without the slash.
+
+        Returns:
+            The objects; none where S3 knows no key that begins so. None where the store lists nothing at all.
+
+        Raises:
+            ObjectNotFoundError: there is no such bucket, or no such directory among files.
+            AccessDeniedError: the directory may not be listed, whether its objects may be read or not.
+            StoreError: the store refused, or lists more objects than a checkpoint has.
+            OSError: the network failed.
+        """
+        ...
+
     def reset(self) -> None:
         """Close the line; the next request opens a new one."""
         ...
@@ -166,13 +190,18 @@ def check_pinned(info: ObjectInfo, pinned: ObjectInfo) -> None:
         ObjectChangedError: its tag or its size differs; where the store gives no tags, its date.
     """
     tag, pinned_tag = (info.etag, pinned.etag) if pinned.etag else (info.modified, pinned.modified)
-    if (tag, info.size) != (pinned_tag, pinned.size):
+    if (_bare(tag), info.size) != (_bare(pinned_tag), pinned.size):
         raise ObjectChangedError(
             f"the object was overwritten while it was being read (size {pinned.size} then {info.size}, "
             f"tag {pinned_tag} then {tag})",
             uri=info.uri,
             hint="Load it again, or pin one version with ?versionId=.",
         )
+
+
+def _bare(tag: str | None) -> str | None:
+    """Return a tag without its quotes: some answers about a version leave them out, and mean the same."""
+    return None if tag is None else tag.strip('"')
 
 
 def lying_answer(uri: URI, message: str) -> StoreError:

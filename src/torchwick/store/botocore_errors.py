@@ -53,9 +53,8 @@ def from_botocore(error: BotoCoreError, searched: str = "") -> TorchwickError:
     if isinstance(error, _NO_CREDENTIALS):
         message = f"the AWS credentials cannot be used: {_flat(error)}"
         return CredentialsError(message, hint=_credentials_hint(error))
-    if isinstance(error, boto.ParamValidationError):  # its message is a regular expression
-        hint = "A bucket's name has 3 to 63 small letters, digits, dots and hyphens."
-        return URIError("that is no name of a bucket, and no ARN of one", hint=hint)
+    if isinstance(error, boto.ParamValidationError):
+        return _no_address(error)
     if isinstance(error, boto.UnsupportedS3ArnError):
         return URIError(_flat(error), hint="Give the ARN of an access point, or a bucket's name.")
     if isinstance(error, boto.EndpointProviderError | boto.InvalidEndpointConfigurationError):
@@ -68,6 +67,14 @@ def from_botocore(error: BotoCoreError, searched: str = "") -> TorchwickError:
         return TransferError(f"the network failed: {_flat(error)}", hint=hint)
     hint = "`torchwick doctor` tries each step by itself."
     return StoreError(f"botocore could not make the request: {_flat(error)}", hint=hint)
+
+
+def _no_address(error: BotoCoreError) -> URIError:
+    """Say what is wrong with a bucket or a key; botocore's message is a regular expression."""
+    if "parameter Key" in str(error):
+        return URIError("it is a whole bucket", hint="Name one object in it: s3://bucket/key.")
+    hint = "A bucket's name has 3 to 63 small letters, digits, dots and hyphens."
+    return URIError("that is no name of a bucket, and no ARN of one", hint=hint)
 
 
 def _flat(error: Exception) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable
+from dataclasses import replace
 
 from torchwick.errors import AccessDeniedError, ObjectNotFoundError, StoreError
-from torchwick.store.base import Body, ObjectInfo, check_pinned
+from torchwick.store.base import Body, Listing, ObjectInfo, check_pinned
 from torchwick.uri import URI
 
 __all__ = ["LocalStore"]
@@ -42,14 +44,14 @@ class LocalConnection:
     ) -> Body:
         """Open a range; see `torchwick.store.base.Connection.get`."""
         file = self._open(uri)
-        found = os.fstat(file.fileno())
-        info = ObjectInfo(uri, found.st_size, f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"')
+        info = _described(uri, os.fstat(file.fileno()))
+        size = info.size or 0
         if pinned is not None:
             check_pinned(info, pinned)
         if while_waiting is not None:
             while_waiting()
-        first = max(0, found.st_size + start) if start < 0 else start
-        last = found.st_size if stop is None else min(stop, found.st_size)
+        first = max(0, size + start) if start < 0 else start
+        last = size if stop is None else min(stop, size)
         return LocalBody(self, info, file, first, last)
 
     def _open(self, uri: URI) -> io.FileIO:
@@ -64,7 +66,7 @@ class LocalConnection:
                     "the file may not be read", uri=uri, hint="Check its mode."
                 ) from error
             except IsADirectoryError as error:
-                hint = "It is a folder: name a file in it."
+                hint = "It is a directory: name a file in it."
                 raise StoreError("the file cannot be opened", uri=uri, hint=hint) from error
             except OSError as error:
                 raise StoreError(f"the file cannot be opened: {error.strerror}", uri=uri) from error
@@ -72,6 +74,30 @@ class LocalConnection:
 
     def checksum(self, info: ObjectInfo) -> None:
         """Return None: a file has no checksum beside it."""
+
+    def list(self, directory: URI) -> Listing:
+        """Return the files in a directory, links to files among them; see `torchwick.store.base`."""
+        directory = directory.as_directory()
+        try:
+            with os.scandir(directory.key) as entries:
+                found = {entry.name: _stat(entry) for entry in entries}
+        except FileNotFoundError as error:
+            hint = "Check the path."
+            raise ObjectNotFoundError("there is no such directory", uri=directory, hint=hint) from error
+        except PermissionError as error:
+            hint = "Check its mode."
+            raise AccessDeniedError("the directory may not be read", uri=directory, hint=hint) from error
+        except NotADirectoryError as error:
+            hint = "Leave out the slash behind its name."
+            raise StoreError("it is a file, not a directory", uri=directory, hint=hint) from error
+        except OSError as error:
+            text = f"the directory cannot be read: {error.strerror}"
+            raise StoreError(text, uri=directory, hint="Check the disk.") from error
+        return [
+            _described(replace(directory, key=directory.key + name), status)
+            for name, status in sorted(found.items())
+            if status is not None and stat.S_ISREG(status.st_mode)
+        ]
 
     def release(self) -> None:
         """Close the file."""
@@ -91,6 +117,19 @@ class LocalConnection:
     def abort(self) -> None:
         """Make every later read fail; the one in progress is bounded by its slice."""
         self._aborted = True
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what is known of a file, or None where it is a link to nothing, or was just deleted."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _described(uri: URI, found: os.stat_result) -> ObjectInfo:
+    """Make a tag of what changes when a file is overwritten."""
+    return ObjectInfo(uri, found.st_size, f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"')
 
 
 class LocalBody:

@@ -58,8 +58,9 @@ class LookAround:
 
     def _nearest_beneath(self) -> str | None:
         bucket, key = f"s3://{self._uri.bucket}", self._uri.key
-        if self._list(Prefix=f"{key}/", MaxKeys=1).get("Contents"):
-            return f"It is a folder: name one object in it (`aws s3 ls {bucket}/{key}/`)."
+        folder = key if key.endswith("/") else f"{key}/"
+        if self._list(Prefix=folder, MaxKeys=1).get("Contents"):
+            return f"It is a folder: name one object in it (`aws s3 ls {bucket}/{folder}`)."
         prefix = key[: key.rfind("/") + 1]
         names, complete = self._names(prefix)
         if prefix and not names:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from botocore.parsers import ResponseParserError
 
 from torchwick.config import S3Config
 from torchwick.errors import CredentialsError, StoreError, TorchwickError
-from torchwick.store.base import Body, EmptyBody, ObjectInfo, StoredChecksum, check_pinned
+from torchwick.store.base import Body, EmptyBody, Listing, ObjectInfo, StoredChecksum, check_pinned
 from torchwick.store.botocore_errors import endless_redirect, from_botocore, not_s3, secret_in_endpoint
 from torchwick.store.callers import Caller, Callers
 from torchwick.store.http import Headers, HTTPAnswer
@@ -40,9 +40,18 @@ from torchwick.store.proxy import proxy_for
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import frameless, redacted_logs
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
-from torchwick.store.s3_client import customer_key, payer, trusted_bundle
+from torchwick.store.s3_client import payer, trusted_bundle
 from torchwick.store.s3_errors import Refusal, about_objects, is_refusal, read_refusal
-from torchwick.store.s3_exchange import GET_OBJECT, HEAD_OBJECT, LIST_PARTS, Exchange, Operation, Signed
+from torchwick.store.s3_exchange import (
+    GET_OBJECT,
+    HEAD_OBJECT,
+    LIST_OBJECTS,
+    LIST_PARTS,
+    Exchange,
+    Operation,
+    Signed,
+)
+from torchwick.store.s3_listing import CANNOT_LIST, listed
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
@@ -52,7 +61,7 @@ _REDIRECTS = (301, 302, 307)
 _MOST_REDIRECTS = 3
 _NOT_PUBLIC = "The object is not public: leave out anonymous=True, so that requests are signed."
 _OTHER_KEY = "Check that the object was stored with the key in S3Config.sse_customer_key."
-_LONGEST_PAGE = 4 << 20  # bytes of a list of 1000 parts, ten times over
+_LONGEST_PAGE = 4 << 20  # bytes of a list of 1000 parts, ten times over, or of 1000 of the longest keys
 _MOST_PARTS = 10_000  # of an upload (Amazon S3 user guide, "Multipart upload limits")
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
@@ -107,7 +116,7 @@ class S3Store:
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
             raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
-        for operation in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS):
+        for operation in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS, LIST_OBJECTS):
             client.meta.events.register(f"before-send.s3.{operation.name}", self._send)
         client.meta.events.register("before-send.s3.HeadBucket", self._count_redirect)
 
@@ -197,7 +206,8 @@ class S3Store:
         self._current.caller, self._current.exchange = caller, exchange
         try:
             call = getattr(caller.client, operation.call)
-            exchange.told = call(**self._arguments(exchange.uri), **operation.arguments, **exchange.arguments)
+            told = operation.about(exchange.uri, self._config) | payer(self._config)
+            exchange.told = call(**told, **operation.arguments, **exchange.arguments)
         except ClientError as error:
             return self._explained(error, caller, exchange)
         except BotoCoreError as error:
@@ -212,22 +222,13 @@ class S3Store:
             self._current.caller = self._current.exchange = None
         return None
 
-    def _arguments(self, uri: URI) -> dict[str, Any]:
-        version = {} if uri.version is None else {"VersionId": uri.version}
-        return (
-            {"Bucket": uri.bucket, "Key": uri.key}
-            | version
-            | customer_key(self._config)
-            | payer(self._config)
-        )
-
     def _explained(self, error: ClientError, caller: Caller, exchange: Exchange) -> StoreError:
         """Say what a refusal means, with what else the store tells of the reason."""
         # The refusal of a role says which, not as whom its credentials were to be.
         asked_as = caller.asked_as if about_objects(error) else role_of(self._config)
         refusal = Refusal(error, exchange.uri, asked_as, exchange.secrets)
-        if exchange.pinned:
-            return refusal.explained(pinned=True)
+        if exchange.pinned or exchange.operation is LIST_OBJECTS:  # another listing would tell no more
+            return refusal.explained(pinned=exchange.pinned)
         return refusal.explained(look_around=lambda: self._reason(refusal.meaning, caller, exchange.uri))
 
     def _reason(self, meaning: str, caller: Caller, uri: URI) -> str | None:
@@ -244,10 +245,12 @@ class S3Store:
             return _NOT_PUBLIC
         return _OTHER_KEY if self._config.sse_customer_key else None
 
-    def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+    def _send(self, request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse | None:
         """Stand in for botocore's own sending, or leave it to that where no line waits for the answer."""
         caller, exchange = self._current.caller, self._current.exchange
         if caller is None or exchange is None:
+            return None
+        if event_name != f"before-send.s3.{exchange.operation.name}":  # a look around after its refusal
             return None
         headers = Headers(
             {
@@ -257,8 +260,8 @@ class S3Store:
         )
         self.secure = request.url.startswith("https:")
         answer = exchange.send(request.url, headers)
-        if exchange.operation is LIST_PARTS and (answer.length or 0) > _LONGEST_PAGE:
-            raise not_s3()  # it sends the object itself, not knowing what was asked for
+        if exchange.operation in (LIST_PARTS, LIST_OBJECTS) and not _may_be_a_list(answer):
+            raise not_s3()
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:
             caller.remember(exchange.uri, Signed(request.url, headers, time.monotonic()))
         return AWSResponse(request.url, answer.status, answer.headers, answer)
@@ -284,14 +287,23 @@ def _private(endpoint: SplitResult) -> bool:
     return endpoint.hostname in _THIS_MACHINE and proxy_for(endpoint.scheme, endpoint.netloc) is None
 
 
+def _may_be_a_list(answer: HTTPAnswer) -> bool:
+    """Whether it can be a list of parts or objects, and not the object itself, or a page for people.
+
+    botocore would read an HTML page as a passing failure of S3's.
+    """
+    html = answer.status in _GOOD and answer.headers.get("Content-Type", "").startswith("text/html")
+    return not html and (answer.length or 0) <= _LONGEST_PAGE
+
+
 def _check_tag(tag: str | None, info: ObjectInfo) -> None:
-    """Refuse an answer about another version; GetObjectAttributes takes no condition, and leaves out quotes.
+    """Refuse an answer about another version; GetObjectAttributes takes no condition.
 
     Raises:
         ObjectChangedError: its tag is another.
     """
     if tag is not None and info.etag is not None:
-        check_pinned(replace(info, etag=tag.strip('"')), replace(info, etag=info.etag.strip('"')))
+        check_pinned(replace(info, etag=tag), info)
 
 
 class S3Connection(PooledConnection):
@@ -339,7 +351,24 @@ class S3Connection(PooledConnection):
             raise error.about(info.uri) from error.__cause__
         return checksum_of_whole(headers, info.size or 0)
 
-    def _parts(self, info: ObjectInfo) -> list[dict[str, Any]]:
+    def list(self, directory: URI) -> Listing | None:
+        """Return the objects directly in a directory; see `torchwick.store.base.Connection.list`."""
+        directory = directory.as_directory()
+
+        def ask(arguments: dict[str, Any]) -> dict[str, Any]:
+            exchange = self._exchange(LIST_OBJECTS, directory, None)
+            exchange.arguments = arguments
+            self._store.send(exchange)
+            return exchange.told
+
+        try:
+            return listed(directory, ask)
+        except TorchwickError as error:
+            if getattr(error, "code", None) in CANNOT_LIST:
+                return None
+            raise error.about(directory) from error.__cause__
+
+    def _parts(self, info: ObjectInfo) -> Sequence[Mapping[str, Any]]:
         """Return the parts that an object was uploaded in, or some of them where the store tells no more.
 
         Raises:

@@ -119,6 +119,11 @@ class Refusal:
         return found[1] if found else None
 
     @property
+    def of_a_listing(self) -> bool:
+        """Whether a directory was asked for, and not an object."""
+        return str(self.error.operation_name) == "ListObjectsV2"
+
+    @property
     def seconds_ahead(self) -> float | None:
         """How far this machine's clock is ahead of the store's, or None where the answer has no date."""
         try:
@@ -237,14 +242,19 @@ class Refusal:
 
 def _denied(refusal: Refusal) -> tuple[str, str] | None:
     action = refusal.denied_action
-    if action is None:
-        if "request has expired" in refusal.said.lower():
-            return "the signature has expired", "Set this machine's clock, and have it kept by NTP."
-        return None
+    if action is None and "request has expired" in refusal.said.lower():
+        return "the signature has expired", "Set this machine's clock, and have it kept by NTP."
     if "explicit deny" in refusal.said:
         return "a policy forbids it outright", (
             "Look for Deny in the bucket's policy: it may want requests to come from a certain network."
         )
+    if refusal.of_a_listing:
+        return "the directory may not be listed", (
+            f"Ask the bucket's owner to grant {action or 's3:ListBucket'} on it, or name one object of the "
+            "directory, such as its model.safetensors.index.json."
+        )
+    if action is None:
+        return None
     if action == "s3:ListBucket":
         return "the object does not exist, or reading it is not allowed", (
             "Check the key first: without s3:ListBucket on the bucket, S3 does not say that a key is missing."

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torchwick.config import S3Config
 from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.line import Line
+from torchwick.store.s3_client import customer_key
 from torchwick.uri import URI
 
-__all__ = ["GET_OBJECT", "HEAD_OBJECT", "LIST_PARTS", "Exchange", "Operation", "Signed"]
+__all__ = ["GET_OBJECT", "HEAD_OBJECT", "LIST_OBJECTS", "LIST_PARTS", "Exchange", "Operation", "Signed"]
 
 _SECRET_HEADERS = (
     "authorization",
@@ -36,6 +38,18 @@ class Signed:
         return time.monotonic() - self.since < _SIGNATURE_LIFE
 
 
+def _object(uri: URI, config: S3Config) -> dict[str, Any]:
+    """Return the arguments that name one object, and give the key that it is encrypted with."""
+    version = {} if uri.version is None else {"VersionId": uri.version}
+    return {"Bucket": uri.bucket, "Key": uri.key} | version | customer_key(config)
+
+
+def _directory(uri: URI, config: S3Config) -> dict[str, Any]:  # noqa: ARG001
+    """Return the arguments that name the keys of a directory, up to the next slash."""
+    prefix = {"Prefix": uri.key} if uri.key else {}
+    return {"Bucket": uri.bucket, "Delimiter": "/"} | prefix
+
+
 @dataclass(frozen=True)
 class Operation:
     """One of S3's operations that travel over a line.
@@ -45,12 +59,14 @@ class Operation:
         call: botocore's.
         method: HTTP's.
         arguments: what it is always told.
+        about: what it is told of the address.
     """
 
     name: str
     call: str
     method: str = "GET"
     arguments: dict[str, Any] = field(default_factory=dict)
+    about: Callable[[URI, S3Config], dict[str, Any]] = _object
 
 
 GET_OBJECT = Operation("GetObject", "get_object")
@@ -58,6 +74,7 @@ HEAD_OBJECT = Operation("HeadObject", "head_object", "HEAD", {"ChecksumMode": "E
 LIST_PARTS = Operation(
     "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ETag", "ObjectParts"]}
 )
+LIST_OBJECTS = Operation("ListObjectsV2", "list_objects_v2", about=_directory)
 
 
 @dataclass(repr=False)
@@ -72,7 +89,7 @@ class Exchange:
     conditions: dict[str, str] = field(default_factory=dict)
     """Headers that S3 does not want signed: the range, the version."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What the operation is told besides the object."""
+    """What the operation is told besides the address."""
     while_waiting: Callable[[], None] | None = None
     told: dict[str, Any] = field(default_factory=dict)
     """What botocore made of the answer, if it read it."""

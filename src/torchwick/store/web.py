@@ -94,6 +94,9 @@ class WebConnection(PooledConnection):
     def checksum(self, info: ObjectInfo) -> None:
         """Return None: no header for the checksum of a file is common to web servers."""
 
+    def list(self, directory: URI) -> None:
+        """Return None: servers that show a directory do so as a page, each in a form of its own."""
+
     def _follow(
         self, uri: URI, headers: dict[str, str], while_waiting: Callable[[], None] | None
     ) -> HTTPAnswer:
