@@ -62,7 +62,8 @@ def _named(report: ScanReport, verdict: str) -> list[str]:
 
 def _five(system: Any = None, object: Any = None) -> list[bytes]:
     """The pickles of a legacy file."""
-    return [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, system, object, [])]
+    values: tuple[Any, ...] = (0x1950A86A20F9469CFC6C, 1001, system, object, [])
+    return [pickle.dumps(value, 2) for value in values]
 
 
 def _stack_global(module: str, attribute: str) -> Code:

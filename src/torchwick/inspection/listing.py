@@ -1,8 +1,8 @@
 """Lists the globals that a pickle names, though it be damaged: an unpickler runs it up to the damage.
 
 A pickle that is whole is followed over stand-ins, by Python's own unpickler: what it would import is listed.
-Of one that is damaged, or that stand-ins cannot follow, the instructions are only read; what can be told of its
-globals is listed, and whoever asks learns that it may not be all.
+Of one that is damaged, or that stand-ins cannot follow, the instructions are only read; what can be told of
+its globals is listed, and whoever asks learns that it may not be all.
 """
 
 from __future__ import annotations
