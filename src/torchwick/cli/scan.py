@@ -62,7 +62,8 @@ def _print(console: Console, report: ScanReport, *, everything: bool) -> None:
         console.print(Text(f"{rest} more {'name is' if rest == 1 else 'names are'} safe (--all shows them)"))
     if not report.findings:
         console.print(Text("It names nothing that would be imported."))
-    console.print(Text(f"{report.bytes_read:,} bytes read in {report.requests} requests", style="dim"))
+    requests = "1 request" if report.requests == 1 else f"{report.requests} requests"
+    console.print(Text(f"{report.bytes_read:,} bytes read in {requests}", style="dim"))
 
 
 def _table(findings: list[Finding]) -> Table:
