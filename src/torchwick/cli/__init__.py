@@ -10,6 +10,7 @@ import torchwick
 from torchwick.cli.demo import demo
 from torchwick.cli.doctor import doctor
 from torchwick.cli.load import load
+from torchwick.cli.scan import scan
 
 __all__ = ["app"]
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(load)
 app.command()(doctor)
+app.command()(scan)
 app.command()(demo)
 
 

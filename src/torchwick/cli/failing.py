@@ -1,4 +1,4 @@
-"""How a command fails: the error's own sentences on standard error, and exit status 1."""
+"""How a command fails: the error's own sentences on standard error, and an exit status."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NAMED = re.compile(r"Config\.(\w+)|(?:Config\(|(?<!\S))(\w+)=")  # not region=â
 
 
 @contextlib.contextmanager
-def told(*, as_json: bool, s3: S3Config | None = None) -> Iterator[None]:
+def told(*, as_json: bool, s3: S3Config | None = None, status: int = 1) -> Iterator[None]:
     """Tell an error without a traceback: what it says is meant for people.
 
     A `ValueError` is about an option, a `RuntimeError` is torch's about a device that is not there.
@@ -44,6 +44,7 @@ def told(*, as_json: bool, s3: S3Config | None = None) -> Iterator[None]:
         as_json: write ``{"error": {"type", "message", "uri", "hint", "retryable"}}`` to standard output, for
             scripts that read their answer there.
         s3: what the command was told about S3: a diagnosis has to be told the same.
+        status: the exit status.
     """
     try:
         yield
@@ -57,7 +58,7 @@ def told(*, as_json: bool, s3: S3Config | None = None) -> Iterator[None]:
             console.print(name, Text(f"{error}{_as_options(error)}"))
             if isinstance(error, StoreError) and not isinstance(error, _CLEAR):
                 console.print(Text(f"To find out more: {_doctor(error, s3 or S3Config())}", style="dim"))
-        raise typer.Exit(1) from error
+        raise typer.Exit(status) from error
 
 
 def _as_options(error: Exception) -> str:
