@@ -127,7 +127,17 @@ def views(draw: st.DrawFn, bases: list[torch.Tensor]) -> torch.Tensor:
     square = base.view(rows, -1)
     return draw(
         st.sampled_from(
-            [base, square, square.t(), square[:, 1:], square[::2], square[0, 0], base[5:], base[:0], base[3:9:2]]
+            [
+                base,
+                square,
+                square.t(),
+                square[:, 1:],
+                square[::2],
+                square[0, 0],
+                base[5:],
+                base[:0],
+                base[3:9:2],
+            ]
         )
     )
 
@@ -140,8 +150,10 @@ def nested() -> st.SearchStrategy[Any]:
         leaves = views(bases) | st.integers() | st.text(max_size=3) | st.none()
         return st.recursive(
             leaves,
-            lambda inner: st.lists(inner, max_size=4)
-            | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=4),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=4)
+            ),
             max_leaves=12,
         )
 

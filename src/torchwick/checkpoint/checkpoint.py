@@ -156,6 +156,26 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         """
         return self._reader.read(select(keys, self._catalog.entries, self._objects.uri))
 
+    def stream(self, keys: Keys = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield names and tensors in the order of their bytes, while the next ones are being read.
+
+        No more than ``TransferConfig.memory_limit`` is held at once, the tensor yielded last included: models
+        of any size go through. An explicit limit is used as it is; otherwise as much as 1 GiB, or two of the
+        largest tensor, is read ahead. Tensors are the caller's to keep, at the cost of their memory.
+
+        Args:
+            keys: which; see `read`.
+
+        Raises:
+            TensorNotFoundError: a name or a pattern means none.
+            MemoryLimitError: one tensor alone is larger than the limit.
+            StoreError: they cannot be read.
+
+        Example:
+            >>> largest = {name: tensor.abs().max() for name, tensor in ckpt.stream()}  # doctest: +SKIP
+        """
+        return self._reader.stream(select(keys, self._catalog.entries, self._objects.uri))
+
     @cached_property
     def _reader_of_tensors(self) -> Reader:
         from torchwick.checkpoint.reading import Reader  # imports torch, which looking needs not

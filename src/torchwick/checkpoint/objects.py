@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torchwick.config import TransferConfig
 from torchwick.formats.catalog import Landmark
 from torchwick.store import Store
-from torchwick.transfer import Part, RangeCache, Tally, Transfer, choose_part_size
+from torchwick.transfer import Listed, Part, RangeCache, Tally, Transfer, choose_part_size
 from torchwick.uri import URI
 
 __all__ = ["Objects"]
@@ -73,7 +73,7 @@ class Objects:
             StoreError: one could not be read.
         """
         if parts:
-            self.spend(Transfer(self.store, parts, self.config, on_progress).run())
+            self.spend(Transfer(self.store, Listed(parts), self.config, on_progress).run())
 
     @contextmanager
     def looking(self, name: str) -> Iterator[RangeCache]:

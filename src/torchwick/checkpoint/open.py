@@ -18,7 +18,7 @@ def open(
 
     Formats: safetensors; what torch.save writes (``.pt``, ``.bin``, ``.ckpt``; nested containers are
     flattened to dotted names: ``optimizer.state.0.exp_avg``), of which the pickle is looked into without
-    importing anything; TorchScript's tensors; directories of Hugging Face shards, with their index or without;
+    importing anything; TorchScript's tensors; directories of Hugging Face shards, with or without an index;
     directories of ``torch.distributed.checkpoint``, whose sharded tensors read as whole ones.
 
     Args:

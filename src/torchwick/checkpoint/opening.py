@@ -52,9 +52,9 @@ class _Opener:
     def open(self, address: URI) -> tuple[Catalog, Objects]:
         if address.is_directory:
             return self._directory(address)
-        parent, _, name = address.key.rpartition("/")
+        _, _, name = address.key.rpartition("/")
         if name == METADATA or name.endswith(_INDEX):
-            directory = replace(address, key=f"{parent}/" if parent or address.scheme != "s3" else "")
+            directory = replace(address, key=address.key[: len(address.key) - len(name)], version=None)
             return self._named(directory, [name], {})
         try:
             cache = RangeCache(self.store, address, self.config)
@@ -123,7 +123,8 @@ class _Opener:
         uri = directory.child(name)
         index = read_index(self._whole(uri, listed.get(name)), uri)
         shards = sorted(set(index.shard_of.values()))
-        missing = [shard for shard in shards if listed and shard not in listed]
+        # A listing tells of no deeper folders.
+        missing = [shard for shard in shards if listed and "/" not in shard and shard not in listed]
         if missing:
             hint = "Upload the directory again, whole."
             raise FormatError(f"the index names {missing[0][:200]!r}, which is not there", uri=uri, hint=hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.request import Request
 from torchwick.checkpoint.slices import Box, Index, cut, parse_index, runs
+from torchwick.checkpoint.streaming import Stream
 from torchwick.formats.catalog import Catalog, Packed, Piece, TensorEntry
 from torchwick.formats.dtypes import DTYPES
 from torchwick.formats.torch_catalog import misplaced, unpack
@@ -53,6 +54,17 @@ class Reader:
         self._transfer(batch.request, sum(group.nbytes for group in wanted))
         found = dict(batch.tensors())
         return {name: found[name] for name in entries}
+
+    def stream(self, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield tensors in the order of the objects and their bytes, while the next ones are being read.
+
+        Raises:
+            MemoryLimitError: one alone is larger than the memory limit.
+            StoreError: they cannot be read.
+        """
+        entries = {name: self._catalog.entries[name] for name in names}
+        with Stream(groups(entries, self._objects.names), self._catalog, self._objects) as stream:
+            yield from stream
 
     def _transfer(self, request: Request, total: int) -> None:
         self._objects.transfer([*request.parts(self._objects.part_size(total))])

@@ -1,0 +1,149 @@
+"""Hands tensors out one after the other while the next ones are being read, within a bound of memory."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import torch
+
+from torchwick.checkpoint.batch import Batch
+from torchwick.checkpoint.layout import Group, batches
+from torchwick.checkpoint.objects import Objects
+from torchwick.errors import MemoryLimitError
+from torchwick.formats.catalog import Catalog
+from torchwick.transfer import Ceiling, Gated, NoWitness, Part, Transfer
+
+__all__ = ["Stream"]
+
+_BATCH = 16 << 20  # bytes of small tensors that are read together: a part, as large as they come
+_AHEAD = 1 << 30  # bytes read ahead where no limit was given: a second or more of any network today
+
+
+class _Awaited(NoWitness):
+    """A batch, and how many of its bytes are still to come."""
+
+    def __init__(self, batch: Batch, held: int, changed: threading.Condition) -> None:
+        self.batch = batch
+        self.held = held
+        self.left = 0
+        self._changed = changed
+
+    def arrived(self, start: int, stop: int, value: int) -> None:  # noqa: ARG002
+        """Take note of a part that is there; called on the threads that read."""
+        with self._changed:
+            self.left -= stop - start
+            if not self.left:
+                self._changed.notify_all()
+
+
+class Stream:
+    """Reads groups in their order, and yields their tensors.
+
+    A thread of its own runs the transfer. What was read and not yet handed out, and what the caller was handed
+    last, counts against the memory limit of the settings; reading goes on as the caller asks for the next.
+    Memory is never used twice: a tensor that was handed out is the caller's.
+
+    Args:
+        groups: what is read.
+        catalog: where it is.
+        objects: where that is.
+
+    Raises:
+        MemoryLimitError: one group alone is larger than the limit.
+    """
+
+    def __init__(self, groups: Sequence[Group], catalog: Catalog, objects: Objects) -> None:
+        self._catalog = catalog
+        self._objects = objects
+        limit = _limit(groups, objects)
+        self._batches = batches(groups, min(_BATCH, limit // 4))
+        self._ceiling = Ceiling(limit)
+        self._changed = threading.Condition()
+        self._awaited: collections.deque[_Awaited] = collections.deque()
+        self._made_all = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._transfer = Transfer(objects.store, Gated(self._parts(), self._ceiling), objects.config)
+        self._thread = threading.Thread(target=self._run, name="torchwick-stream")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transfer.cancel()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        before = 0
+        while True:
+            # The caller has the tensors before until it gets the next: they count as long as that does not
+            # keep the next from being read.
+            if not self._awaited:
+                self._ceiling.give(before)
+                before = 0
+            awaited = self._next()
+            self._ceiling.give(before)
+            if awaited is None:
+                return
+            yield from awaited.batch.tensors()
+            before = awaited.held
+
+    def _next(self) -> _Awaited | None:
+        """Wait for the batch that comes next; None after the last."""
+        with self._changed:
+            self._changed.wait_for(self._is_decided)
+            if self._awaited and not self._awaited[0].left:
+                return self._awaited.popleft()
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def _is_decided(self) -> bool:
+        if self._awaited:
+            return not self._awaited[0].left or self._ended
+        return self._made_all or self._ended
+
+    def _parts(self) -> Iterator[Part]:
+        """Make batches, each once there is memory for it; called on the threads that read."""
+        for batch in self._batches:
+            held = sum(group.nbytes for group in batch)
+            self._ceiling.take(held)
+            awaited = _Awaited(Batch(batch, self._catalog, self._objects), held, self._changed)
+            parts = [*awaited.batch.request.parts(self._objects.part_size(held), awaited)]
+            awaited.left = sum(map(len, parts))
+            with self._changed:
+                self._awaited.append(awaited)
+                self._changed.notify_all()
+            yield from parts
+        with self._changed:
+            self._made_all = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            self._objects.spend(self._transfer.run())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the tensors are asked for
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+
+def _limit(groups: Sequence[Group], objects: Objects) -> int:
+    """Return the bytes that may be held at once."""
+    limit = objects.config.memory_bytes()
+    largest = max(groups, key=lambda group: group.nbytes, default=Group((), ()))
+    if largest.nbytes > limit:
+        raise MemoryLimitError(
+            f"tensor {largest.names[0][:100]!r} takes {largest.nbytes} bytes; the memory limit is {limit}",
+            uri=objects.uri,
+            hint="Raise TransferConfig.memory_limit, or read it in parts: get_slice(name)[…].",
+            needed=largest.nbytes,
+            limit=limit,
+        )
+    return min(limit, max(_AHEAD, 2 * largest.nbytes)) if objects.config.memory_limit == "auto" else limit
