@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from conftest import random_bytes
 from torchwick import S3Config, TransferConfig
 from torchwick.store import ObjectInfo, Store, open_store
-from torchwick.transfer import Budget, Fill, Tally, Transfer, plan
+from torchwick.transfer import Budget, Fill, Listed, Tally, Transfer, plan
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Served:
     ) -> Tally:
         """Read the object into `memory`."""
         parts = plan(self.info, [Fill(0, memoryview(self.memory))], config.part_size)
-        return Transfer(self.store, parts, config, on_progress, budget=budget).run()
+        return Transfer(self.store, Listed(parts), config, on_progress, budget=budget).run()
 
     def patient(self, timeout: float) -> Served:
         """The same object, read with another timeout."""

@@ -26,7 +26,7 @@ from faults import (
 )
 from served import CONTENT, MIB, SIZE, Served, serve
 from torchwick import ObjectChangedError, StoreError, TransferConfig, TransferError
-from torchwick.transfer import Budget, Fill, NoWitness, RangeCache, budget, pace, plan, race, read_stream
+from torchwick.transfer import Budget, Fill, RangeCache, budget, pace, plan, race, read_stream
 from torchwick.transfer.job import Job
 from torchwick.transfer.reader import Reader
 
@@ -314,9 +314,11 @@ class TestRacing:
 
     def test_the_bytes_read_twice_are_bounded(self, served: Served) -> None:
         parts = plan(served.info, [Fill(0, memoryview(served.memory))], MIB // 4)
-        starter, reader = race.Starter(parts, PARTS), Reader(served.store)
+        starter, reader = race.Starter(PARTS), Reader(served.store)
+        for part in parts:
+            starter.took(part)
         starter.note(parts[0], 0.01)
-        jobs = [Job(part, PARTS, Budget(PARTS), NoWitness()) for part in parts]
+        jobs = [Job(part, PARTS, Budget(PARTS)) for part in parts]
         for job in jobs:
             job.take(reader)
             job.since -= 60

@@ -27,7 +27,7 @@ from faults import (
 )
 from served import CONTENT, MIB, PATH, SIZE, Served, serve
 from torchwick import ObjectChangedError, StoreError, TransferConfig, TransferError
-from torchwick.transfer import Tally, Transfer
+from torchwick.transfer import Listed, Tally, Transfer
 
 if TYPE_CHECKING:
     from faulty import FaultyServer
@@ -68,7 +68,7 @@ class TestBytes:
         assert (tally.requests, tally.connections) == (3, 3)
 
     def test_no_parts(self, served: Served) -> None:
-        assert Transfer(served.store, [], PARTS).run() == Tally()
+        assert Transfer(served.store, Listed([]), PARTS).run() == Tally()
 
     def test_the_connections_serve_the_next_transfer(self, served: Served) -> None:
         for _ in range(3):

@@ -10,7 +10,7 @@ from torchwick.config import TransferConfig
 from torchwick.diagnosis.case import Case
 from torchwick.diagnosis.findings import Finding
 from torchwick.diagnosis.words import count_text, duration_text, size_text
-from torchwick.transfer import Fill, Transfer, plan
+from torchwick.transfer import Fill, Listed, Transfer, plan
 
 __all__ = ["latency", "rate"]
 
@@ -95,7 +95,7 @@ def _measure(case: Case, config: TransferConfig, amount: int) -> tuple[float, in
 
     parts = plan(case.info, fills, config.part_size)
     try:
-        tally = Transfer(case.store, parts, config, watch).run()
+        tally = Transfer(case.store, Listed(parts), config, watch).run()
     except _EnoughError:
         return max(1, there) / (time.perf_counter() - started), most
     return amount / (time.perf_counter() - started), tally.connections

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from torchwick.config import TransferConfig
@@ -14,7 +15,7 @@ from torchwick.loading.whole import complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
 from torchwick.store.local import LocalStore
-from torchwick.transfer import Fill, NoWitness, Part, RangeCache, Tally, Transfer, Witness, plan, read_stream
+from torchwick.transfer import Fill, Listed, Part, RangeCache, Tally, Transfer, plan, read_stream
 from torchwick.uri import URI
 
 __all__ = ["Source"]
@@ -75,7 +76,7 @@ class Source:
         """
         expected = self.expected()
         if expected is None or not self._verify(expected, fills):
-            self._transfer(plan(self.info, fills, self.config.part_size), NoWitness())
+            self._transfer(plan(self.info, fills, self.config.part_size))
 
     def _verify(self, expected: Expected, fills: Sequence[Fill]) -> bool:
         """Fill as part of the whole object, and hold that against what is expected.
@@ -95,7 +96,7 @@ class Source:
         for start, pieces in whole.known.items():
             for data in pieces:
                 witness.arrived(start, start + len(data), witness.update(data, 0))
-        self._transfer(parts, witness)
+        self._transfer([replace(part, witness=witness) for part in parts])
         expected.check(witness, self.uri)
         if any(before != now for before, now in whole.again):
             raise read_differently(self.uri, expected.name)
@@ -113,15 +114,14 @@ class Source:
                 limit=limit,
             )
 
-    def _transfer(self, parts: Sequence[Part], witness: Witness) -> None:
+    def _transfer(self, parts: Sequence[Part]) -> None:
         total = sum(map(len, parts))
         self._filled += Transfer(
             self._store,
-            parts,
+            Listed(parts),
             self.config,
             lambda done, connections: self._tell(done, total, connections),
             budget=self.cache.budget,
-            witness=witness,
         ).run()
         self._tell(total, total, 0)
 

@@ -1,23 +1,31 @@
 """Moves ranges into memory. Knows plans and buffers; never formats."""
 
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.checksum import Digest, NoWitness, Sums, Witness, algorithm
+from torchwick.transfer.ceiling import Ceiling, ClosedError
+from torchwick.transfer.checksum import NO_WITNESS, Digest, NoWitness, Sums, Witness, algorithm
 from torchwick.transfer.engine import Transfer
 from torchwick.transfer.plan import Fill, Part, plan
 from torchwick.transfer.ranges import RangeCache
 from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.stream import read_stream
+from torchwick.transfer.supply import Gated, Listed, Supply
 from torchwick.transfer.tally import Tally
 
 __all__ = [
+    "NO_WITNESS",
     "TRANSIENT",
     "Budget",
+    "Ceiling",
+    "ClosedError",
     "Digest",
     "Fill",
+    "Gated",
+    "Listed",
     "NoWitness",
     "Part",
     "RangeCache",
     "Sums",
+    "Supply",
     "Tally",
     "Transfer",
     "Witness",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Algorithm", "Digest", "NoWitness", "Piece", "Sums", "Witness", "algorithm", "fold"]
+__all__ = ["NO_WITNESS", "Algorithm", "Digest", "NoWitness", "Piece", "Sums", "Witness", "algorithm", "fold"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ class NoWitness:
 
     def arrived(self, start: int, stop: int, value: int) -> None:
         """Take no note."""
+
+
+NO_WITNESS = NoWitness()
 
 
 class Sums:

@@ -1,28 +1,29 @@
 """Runs a plan: connections that read straight into the destination memory, until all of it is there.
 
-Each worker thread owns one connection and takes one part after the other. The calling thread watches,
-reports progress, decides on the number of connections, and has late parts raced. Whatever ends a transfer
-(the last part, an error, Ctrl-C), it ends with every connection aborted or idle and every thread joined: none
-is left that could still write into memory the caller has back.
+Each worker thread owns one connection and takes one part after the other from the supply. The calling thread
+watches, reports progress, decides on the number of connections, and has late parts raced. Whatever ends a
+transfer (the last part, an error, Ctrl-C, `cancel`), it ends with the supply closed, every connection aborted
+or idle and every thread joined: none is left that could still write into memory the caller has back.
 """
 
 from __future__ import annotations
 
 import collections
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from torchwick.config import TransferConfig
 from torchwick.store import Store
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.checksum import NoWitness, Witness
-from torchwick.transfer.job import Job
 from torchwick.transfer.pace import Pace, Reading, cores
-from torchwick.transfer.plan import Part
 from torchwick.transfer.race import Racer, Starter
 from torchwick.transfer.reader import Reader
+from torchwick.transfer.supply import Supply
 from torchwick.transfer.tally import Tally
+from torchwick.transfer.threads import Threads
+from torchwick.transfer.work import Work
 from torchwick.transfer.worker import Worker
 
 __all__ = ["Transfer"]
@@ -31,82 +32,91 @@ _TICK = 0.1  # seconds between looks at the transfer
 
 
 class Transfer:
-    """One run of one plan.
+    """Reads what one supply hands out, once.
 
     Args:
         store: where the objects are.
-        parts: what to read, in the order to begin with.
+        supply: what to read; closed at the end.
         config: how.
         on_progress: called on the calling thread about ten times a second with (bytes there, connections).
         budget: what the load may spend on failures; by default one for this transfer alone.
-        witness: sees what arrives, on the threads that read; by default no one does.
     """
 
     def __init__(
         self,
         store: Store,
-        parts: Sequence[Part],
+        supply: Supply,
         config: TransferConfig,
         on_progress: Callable[[int, int], object] | None = None,
         *,
         budget: Budget | None = None,
-        witness: Witness | None = None,
     ) -> None:
         self._store = store
-        self._parts = parts
+        self._supply = supply
         self._config = config
         self._on_progress = on_progress
         self._budget = budget or Budget(config)
-        self._witness = witness or NoWitness()
-        self._waiting: collections.deque[Job] = collections.deque()
+        self._starter = Starter(config)
+        self._work = Work(supply, config, self._budget, self._starter.took)
         self._surplus: collections.deque[bool] = collections.deque()
         self._readers: list[Reader] = []
+        self._threads = Threads()
         self._most = 0
+        self._cancelled = threading.Event()
 
     def run(self) -> Tally:
-        """Read every part and return what it took.
+        """Read every part and return what it took, or what it took up to `cancel`.
 
         Raises:
             StoreError: a part could not be read. The memory of the parts is then in no defined state.
         """
-        if not self._parts:
-            return Tally()
         self._budget.begin()
-        self._waiting.extend(Job(part, self._config, self._budget, self._witness) for part in self._parts)
-        # A part has at most a worker and a racer at once.
-        with ThreadPoolExecutor(2 * len(self._parts), thread_name_prefix="torchwick-read") as pool:
-            try:
-                self._watch(pool)
-            finally:
-                for reader in self._readers:
-                    reader.stop()
+        try:
+            self._watch()
+        finally:
+            self._supply.close()  # first: no connection wakes a worker that waits for a part
+            for reader in self._readers:
+                reader.stop()
+            self._threads.join()
         return sum((reader.tally for reader in self._readers), Tally(connections=self._most))
 
-    def _watch(self, pool: ThreadPoolExecutor) -> None:
+    def cancel(self) -> None:
+        """Have `run` return soon, whatever is missing; called from any thread, at any time.
+
+        It returns as it does at the end, with every thread joined. Whether a part is there its witness knows;
+        the memory of the others is in no defined state.
+        """
+        self._cancelled.set()
+        self._supply.close()
+
+    def _watch(self) -> None:
         pace = Pace.of(self._config.connections, secure=self._store.secure)
-        starter = Starter(self._parts, self._config)
         meter = _Meter()
-        running = self._start(pool, pace.connections, starter)
-        while running:
-            self._most = max(self._most, len(running))
+        running = self._start(pace.connections)
+        while running and not self._cancelled.is_set():
+            self._most = max(self._most, self._busy(running))
             running = _after_a_tick(running)
-            wanted = pace.adapt(meter.read(self._readers))
-            self._call_back(len(running) - wanted)
-            running |= self._start(pool, wanted - len(running), starter)
-            running |= self._race(pool, wanted - len(running), starter)
+            wanted = pace.adapt(meter.read(self._readers, starved=self._supply.idle > 0))
+            self._call_back(self._busy(running) - wanted)
+            running |= self._start(wanted - self._busy(running))
+            running |= self._race(wanted - self._busy(running))
             if running and self._on_progress is not None:
-                self._on_progress(sum(reader.there for reader in self._readers), len(running))
+                self._on_progress(sum(reader.there for reader in self._readers), self._busy(running))
 
-    def _start(self, pool: ThreadPoolExecutor, count: int, starter: Starter) -> set[Future[None]]:
+    def _busy(self, running: set[Future[None]]) -> int:
+        """Return how many connections are at work: a worker that waits for a part leaves its own free."""
+        return len(running) - self._supply.idle
+
+    def _start(self, count: int) -> set[Future[None]]:
         """Start so many more workers, as far as there are parts for them."""
-        return {self._submit(pool, self._new_worker(starter)) for _ in range(min(count, len(self._waiting)))}
+        return {self._begin(self._new_worker()) for _ in range(min(count, self._work.ready))}
 
-    def _new_worker(self, starter: Starter) -> Worker:
+    def _new_worker(self) -> Worker:
         return Worker(
             self._store,
-            self._waiting,
+            self._work,
             self._surplus,
-            finished=starter.note,
+            finished=self._starter.note,
             config=self._config,
             budget=self._budget,
         )
@@ -116,21 +126,20 @@ class Transfer:
         self._surplus.clear()
         self._surplus.extend([True] * surplus)
 
-    def _race(self, pool: ThreadPoolExecutor, free: int, starter: Starter) -> set[Future[None]]:
+    def _race(self, free: int) -> set[Future[None]]:
         """Have a connection that has nothing else to do race for the part that is latest."""
-        if self._waiting or free <= 0:
+        if self._work.ready or free <= 0:
             return set()
-        job = starter.choose(
-            reader.job for reader in self._readers if isinstance(reader, Worker) and reader.job
-        )
+        jobs = [reader.job for reader in self._readers if isinstance(reader, Worker)]
+        job = self._starter.choose(job for job in jobs if job is not None)
         if job is None:
             return set()
         racer = Racer(self._store, job, self._config, self._budget)
-        return {self._submit(pool, racer)} if job.enter(racer) else set()
+        return {self._begin(racer)} if job.enter(racer) else set()
 
-    def _submit(self, pool: ThreadPoolExecutor, reader: Reader) -> Future[None]:
+    def _begin(self, reader: Reader) -> Future[None]:
         self._readers.append(reader)
-        return pool.submit(reader.run)
+        return self._threads.start(reader)
 
 
 def _after_a_tick(running: set[Future[None]]) -> set[Future[None]]:
@@ -149,7 +158,7 @@ class _Meter:
         self._processor = time.process_time()
         self._there = self._requests = self._throttled = 0
 
-    def read(self, readers: Iterable[Reader]) -> Reading:
+    def read(self, readers: Iterable[Reader], *, starved: bool) -> Reading:
         wall, processor = time.monotonic(), time.process_time()
         there = requests = throttled = 0
         for reader in readers:
@@ -163,6 +172,7 @@ class _Meter:
             at=wall - self._began,
             requests=requests - self._requests,
             throttled=throttled - self._throttled,
+            starved=starved,
         )
         self._wall, self._processor = wall, processor
         self._there, self._requests, self._throttled = there, requests, throttled

@@ -37,9 +37,9 @@ class Cursor:
     value: int = 0
 
     @classmethod
-    def at_start(cls, part: Part, witness: Witness) -> Cursor:
+    def at_start(cls, part: Part) -> Cursor:
         """Return the cursor of a part of which nothing is there."""
-        return cls(part.start, collections.deque(part.buffers), witness)
+        return cls(part.start, collections.deque(part.buffers), part.witness)
 
     def advance(self, count: int) -> None:
         """Go on by so many bytes, at most to the end of the buffer that comes next."""
@@ -84,9 +84,9 @@ class Job:
         raced: whether a racer came first.
     """
 
-    def __init__(self, part: Part, config: TransferConfig, budget: Budget, witness: Witness) -> None:
+    def __init__(self, part: Part, config: TransferConfig, budget: Budget) -> None:
         self.part = part
-        self.cursor = Cursor.at_start(part, witness)
+        self.cursor = Cursor.at_start(part)
         self.retry = Retry(part.object.uri, part.start, config.max_attempts, budget)
         self.since = 0.0
         self.throttled = False
@@ -109,7 +109,7 @@ class Job:
     def restart(self) -> int:
         """Begin again, and return how many bytes that undoes."""
         undone = self.cursor.position - self.part.start
-        self.cursor = Cursor.at_start(self.part, self.cursor.witness)
+        self.cursor = Cursor.at_start(self.part)
         return undone
 
     def take(self, owner: Reader) -> None:
@@ -143,7 +143,7 @@ class Job:
         if self._offer is not None:
             (start, data), self._offer = self._offer, None
             self.cursor.copy(data[before - start :])
-        self.cursor.witness.arrived(self.part.start, self.part.stop, self.cursor.value)
+        self.part.witness.arrived(self.part.start, self.part.stop, self.cursor.value)
         return self.cursor.position - before
 
     def enter(self, racer: Reader) -> bool:

@@ -32,6 +32,7 @@ class Reading:
         at: when, in seconds from any moment on.
         requests: how many were sent since the last look.
         throttled: how many were answered since then that the store is busy.
+        starved: whether connections wait for something to read: the rate says nothing of their number.
     """
 
     rate: float
@@ -39,6 +40,7 @@ class Reading:
     at: float = 0.0
     requests: int = 0
     throttled: int = 0
+    starved: bool = False
 
 
 @dataclass
@@ -130,7 +132,7 @@ class Pace:
             self._yield(now.at)
         elif self._wanted:
             self._come_back(now.at)
-        elif self.settled or not self._warm or not now.rate:
+        elif self.settled or not self._warm or not now.rate or now.starved:
             # The first reading is of connections still opening, one of a stall says nothing of their number.
             self._warm = self._warm or now.rate > 0
         elif self._before is None:

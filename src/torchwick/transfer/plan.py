@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchwick.store import ObjectInfo
+from torchwick.transfer.checksum import NO_WITNESS, Witness
 
 __all__ = ["Fill", "Part", "choose_part_size", "plan"]
 
@@ -38,11 +39,19 @@ class Fill:
 
 @dataclass(frozen=True)
 class Part:
-    """One request's bytes, and the pieces of memory they go to, in order and without gaps."""
+    """One request's bytes, and the pieces of memory they go to, in order and without gaps.
+
+    Attributes:
+        object: the object they are read from.
+        start: offset of the first byte in the object.
+        buffers: the memory.
+        witness: sees the bytes, and is told when all are there, on the thread that reads.
+    """
 
     object: ObjectInfo
     start: int
     buffers: tuple[memoryview, ...]
+    witness: Witness = NO_WITNESS
 
     @property
     def stop(self) -> int:
@@ -68,6 +77,7 @@ def plan(
     fills: Iterable[Fill],
     part_size: int | Literal["auto"] = "auto",
     stops: Sequence[int] = (),
+    witness: Witness = NO_WITNESS,
 ) -> list[Part]:
     """Join fills that touch and split what is larger than a part.
 
@@ -77,6 +87,7 @@ def plan(
         fills: ranges that do not overlap, in any order.
         part_size: bytes, or ``"auto"``.
         stops: offsets, in order, that no part may reach across.
+        witness: sees the bytes of every part; by default no one does.
 
     Returns:
         Parts in the order of the object.
@@ -89,12 +100,13 @@ def plan(
     """
     ordered = sorted((fill for fill in fills if len(fill.buffer)), key=lambda fill: fill.start)
     if not object_.ranged:
-        return _one_stream(object_, ordered)
+        return _one_stream(object_, ordered, witness)
     size = choose_part_size(sum(len(fill.buffer) for fill in ordered)) if part_size == "auto" else part_size
-    parts: list[Part] = []
-    for run in _runs(_cut(ordered, stops), frozenset(stops)):
-        parts.extend(_split(object_, run, size))
-    return parts
+    return [
+        Part(object_, start, buffers, witness)
+        for run in _runs(_cut(ordered, stops), frozenset(stops))
+        for start, buffers in _split(run, size)
+    ]
 
 
 def _cut(ordered: list[Fill], stops: Sequence[int]) -> Iterator[Fill]:
@@ -118,9 +130,8 @@ def _runs(ordered: Iterable[Fill], stops: Container[int]) -> list[list[Fill]]:
     return runs
 
 
-def _split(object_: ObjectInfo, run: list[Fill], size: int) -> list[Part]:
-    """Cut one gapless run into parts of `size` bytes, the last one shorter."""
-    parts: list[Part] = []
+def _split(run: list[Fill], size: int) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
+    """Cut one gapless run into pieces of `size` bytes, the last one shorter: (start, memory) of each."""
     start, room, buffers = run[0].start, size, list[memoryview]()
     for fill in run:
         rest = fill.buffer
@@ -129,14 +140,13 @@ def _split(object_: ObjectInfo, run: list[Fill], size: int) -> list[Part]:
             buffers.append(piece)
             room -= len(piece)
             if room == 0:
-                parts.append(Part(object_, start, tuple(buffers)))
+                yield start, tuple(buffers)
                 start, room, buffers = start + size, size, []
     if buffers:
-        parts.append(Part(object_, start, tuple(buffers)))
-    return parts
+        yield start, tuple(buffers)
 
 
-def _one_stream(object_: ObjectInfo, ordered: list[Fill]) -> list[Part]:
+def _one_stream(object_: ObjectInfo, ordered: list[Fill], witness: Witness) -> list[Part]:
     buffers: list[memoryview] = []
     position = 0
     for fill in ordered:
@@ -144,4 +154,4 @@ def _one_stream(object_: ObjectInfo, ordered: list[Fill]) -> list[Part]:
             buffers.append(memoryview(bytearray(fill.start - position)))
         buffers.append(fill.buffer)
         position = fill.stop
-    return [Part(object_, 0, tuple(buffers))] if buffers else []
+    return [Part(object_, 0, tuple(buffers), witness)] if buffers else []

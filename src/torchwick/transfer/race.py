@@ -1,9 +1,9 @@
 """A second try at a part that is far behind, while there is nothing else to do.
 
-One connection that stalls at the end of a load would hold all of it up for the timeout. So once no part is
-waiting, a connection that has become free asks again for what is left of a part that is late, into memory of
-its own: two connections never write into one buffer. Whichever comes first, the other is stopped; `job` says
-how.
+One connection that stalls at the end of a load would hold all of it up for the timeout; in the middle of a
+stream, all others while they wait for memory. So once no part can be taken, a connection that is free asks
+again for what is left of a part that is late, into memory of its own: two connections never write into one
+buffer. Whichever comes first, the other is stopped; `job` says how.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Collection, Iterable
 
@@ -28,7 +29,7 @@ __all__ = ["Racer", "Starter", "is_late"]
 
 _log = logging.getLogger("torchwick")
 
-_SHARE = 0.05  # of the load: bytes that races may read twice, besides one part
+_SHARE = 0.05  # of what was taken up to now: bytes that races may read twice, besides one part
 _LATE = 3.0  # times what a part usually takes
 _AT_LEAST = 0.5  # seconds: above the 100 to 200 ms that S3 takes to begin to answer
 _RECENT = 100  # parts whose times tell what is usual
@@ -57,15 +58,20 @@ class Starter:
     """Says which part is raced next, and bounds what all races of a load may read twice.
 
     Args:
-        parts: all parts of the load.
         config: for the memory that races may take.
     """
 
-    def __init__(self, parts: Collection[Part], config: TransferConfig) -> None:
-        sizes = [len(part) for part in parts]
-        self._left = int(_SHARE * sum(sizes)) + max(sizes)
+    def __init__(self, config: TransferConfig) -> None:
         self._config = config
         self._paces: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._counting = threading.Lock()
+        self._taken = self._largest = self._raced = 0
+
+    def took(self, part: Part) -> None:
+        """Count a part that is going to be read."""
+        with self._counting:
+            self._taken += len(part)
+            self._largest = max(self._largest, len(part))
 
     def note(self, part: Part, seconds: float) -> None:
         """Remember how long a part took; one of less than 1 MiB counts as one of 1 MiB."""
@@ -77,10 +83,13 @@ class Starter:
         late = [job for job in jobs if _may_be_raced(job) and is_late(now - job.since, len(job.part), paces)]
         for job in sorted(late, key=lambda job: job.since):
             rest = job.part.stop - job.cursor.position
-            if rest <= min(self._left, self._config.memory_bytes()):
-                self._left -= rest
+            if rest <= min(self._left(), self._config.memory_bytes()):
+                self._raced += rest
                 return job
         return None
+
+    def _left(self) -> int:
+        return int(_SHARE * self._taken) + self._largest - self._raced
 
 
 def _may_be_raced(job: Job) -> bool:
@@ -106,6 +115,12 @@ class Racer(Reader):
 
     def run(self) -> None:
         """Race, and leave the bytes to the part's owner if they are there first."""
+        try:
+            self._race()
+        finally:
+            del self._job  # the transfer keeps its readers, and the part's memory may be wanted back
+
+    def _race(self) -> None:
         start = self._job.cursor.position
         with self._connected() as connection:
             if self._stopped.is_set():

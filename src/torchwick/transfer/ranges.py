@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 from torchwick.config import TransferConfig
 from torchwick.store import Body, Connection, ObjectInfo, Store
@@ -20,13 +21,17 @@ READ_AHEAD = 256 << 10
 
 
 class RangeCache:
-    """One object's bytes by offset. The first piece is read when the cache is made, and pins the version.
+    """One object's bytes by offset, for any number of threads, of which one at a time reads.
+
+    The first piece is read when the cache is made, and pins the version; unless the version is known already.
 
     Args:
         store: where the object is.
         uri: the object.
         config: how to read.
         budget: what the load as a whole may spend on failures; by default one of its own.
+        info: the version to read, where it is known: then nothing is read before it is asked for.
+        read_ahead: bytes of the first read, and the least of any other; by default 256 KiB.
 
     Raises:
         StoreError: it cannot be read.
@@ -34,19 +39,42 @@ class RangeCache:
 
     info: ObjectInfo
 
-    def __init__(self, store: Store, uri: URI, config: TransferConfig, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        uri: URI,
+        config: TransferConfig,
+        budget: Budget | None = None,
+        *,
+        info: ObjectInfo | None = None,
+        read_ahead: int | None = None,
+    ) -> None:
         self._store = store
         self._config = config
         self.budget = budget or Budget(config)
         self._pieces: list[tuple[int, memoryview]] = []
         self.tally = Tally()
-        self.info, head = self._fetch(uri, 0, READ_AHEAD, None)
-        self._pieces.append((0, head))
+        self._read_ahead = READ_AHEAD if read_ahead is None else read_ahead
+        self._reading = threading.Lock()
+        if info is None:
+            self.info, head = self._fetch(uri, 0, self._read_ahead, None)
+            self._pieces.append((0, head))
+        else:
+            self.info = info
 
     @property
     def head(self) -> memoryview:
-        """The first bytes of the object, at least 256 KiB of a larger one."""
-        return self._pieces[0][1]
+        """The first bytes of the object, at least as many of a larger one as are read ahead.
+
+        Raises:
+            StoreError: they were not read before, and cannot be.
+        """
+        for at, piece in self._pieces:
+            if at == 0:
+                return piece
+        return self.read(
+            0, self._read_ahead if self.info.size is None else min(self._read_ahead, self.info.size)
+        )
 
     def find(self, start: int, stop: int) -> memoryview | None:
         """Return ``[start, stop)`` if it is known already."""
@@ -75,13 +103,22 @@ class RangeCache:
         Raises:
             StoreError: it cannot be read.
         """
+        if start == stop:
+            return memoryview(b"")
         known = self.find(start, stop)
         if known is None:
-            most = stop if self.info.size is None else self.info.size
-            _, piece = self._fetch(self.info.uri, start, min(most, max(stop, start + READ_AHEAD)), self.info)
-            self._pieces.append((start, piece))
-            known = piece[: stop - start]
+            with self._reading:
+                known = self.find(start, stop)  # another thread may have brought it meanwhile
+                return self._read(start, stop) if known is None else known
         return known
+
+    def _read(self, start: int, stop: int) -> memoryview:
+        most = stop if self.info.size is None else self.info.size
+        _, piece = self._fetch(
+            self.info.uri, start, min(most, max(stop, start + self._read_ahead)), self.info
+        )
+        self._pieces.append((start, piece))
+        return piece[: stop - start]
 
     def _fetch(
         self, uri: URI, start: int, stop: int, pinned: ObjectInfo | None

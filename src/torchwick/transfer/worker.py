@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from torchwick.config import TransferConfig
 from torchwick.errors import BusyError, StoreError
@@ -16,26 +15,17 @@ from torchwick.transfer.plan import Part
 from torchwick.transfer.reader import SLICE, Reader
 from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.steady import SteadyBody
+from torchwick.transfer.work import Work
 
 __all__ = ["Worker"]
 
-_T = TypeVar("_T")
-
-
-def _take(queue: collections.deque[_T]) -> _T | None:
-    """Take what is next, or None: in one step, so that two workers never get the same."""
-    try:
-        return queue.popleft()
-    except IndexError:
-        return None
-
 
 class Worker(Reader):
-    """Takes one part after the other, until none are waiting or it takes one of the calls to leave.
+    """Takes one part after the other, until there are none or it takes one of the calls to leave.
 
     Args:
         store: where the parts' objects are.
-        waiting: parts that no worker has; shared.
+        work: parts that no worker has; shared.
         surplus: one entry for each worker that is one too many; shared.
         finished: told of each part that is done, and the seconds it took; shared.
         config: how.
@@ -45,7 +35,7 @@ class Worker(Reader):
     def __init__(
         self,
         store: Store,
-        waiting: collections.deque[Job],
+        work: Work,
         surplus: collections.deque[bool],
         *,
         finished: Callable[[Part, float], None],
@@ -53,7 +43,7 @@ class Worker(Reader):
         budget: Budget,
     ) -> None:
         super().__init__(store)
-        self._waiting = waiting
+        self._work = work
         self._surplus = surplus
         self._finished = finished
         self._config = config
@@ -68,11 +58,19 @@ class Worker(Reader):
             StoreError: a part could not be read.
         """
         with self._connected() as connection:
-            while not self._stopped.is_set() and not _take(self._surplus):
-                self.job = _take(self._waiting)
+            while not self._stopped.is_set() and not self._called_back():
+                self.job = self._work.take()
                 if self.job is None:
                     break
                 self._read(connection, self.job)
+                self.job = None  # while it waits for another, this one's memory may be wanted back
+
+    def _called_back(self) -> bool:
+        """Take one of the calls to leave, and tell whether there was one."""
+        try:
+            return self._surplus.popleft()
+        except IndexError:
+            return False
 
     def _read(self, connection: Connection, job: Job) -> None:
         job.take(self)
@@ -86,8 +84,8 @@ class Worker(Reader):
                 if self._stopped.is_set() or not isinstance(error, TRANSIENT):
                     raise
                 self._recover(job, error)
-                if job.throttled and _take(self._surplus) and job.put_back():
-                    self._waiting.appendleft(job)
+                if job.throttled and self._called_back() and job.put_back():
+                    self._work.put_back(job)
                     return
         self.there += job.finish()
         self._budget.range_arrived()
