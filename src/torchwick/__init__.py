@@ -4,6 +4,7 @@
 >>> torchwick.load("s3://models/resnet.pt")  # doctest: +SKIP
 """
 
+from torchwick.checkpoint import Checkpoint, TensorInfo, TensorSlice, open
 from torchwick.client import Client
 from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis import Check, Diagnosis, doctor
@@ -16,6 +17,7 @@ from torchwick.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreError,
+    TensorNotFoundError,
     TorchwickError,
     TransferError,
     UnsafePickleError,
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessDeniedError",
     "Check",
+    "Checkpoint",
     "Client",
     "CredentialsError",
     "Diagnosis",
@@ -41,6 +44,9 @@ __all__ = [
     "Progress",
     "S3Config",
     "StoreError",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "TensorSlice",
     "TorchwickError",
     "TransferConfig",
     "TransferError",
@@ -48,4 +54,5 @@ __all__ = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "open",
 ]

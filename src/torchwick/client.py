@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchwick.checkpoint import Checkpoint, open
 from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis import Diagnosis, doctor
 from torchwick.loading import load
@@ -63,6 +64,10 @@ class Client:
             s3=self.s3,
             transfer=self.transfer,
         )
+
+    def open(self, uri: str | os.PathLike[str]) -> Checkpoint:
+        """Look into a checkpoint: see `torchwick.open`."""
+        return open(uri, s3=self.s3, transfer=self.transfer)
 
     def doctor(self, uri: str | os.PathLike[str] | None = None) -> Diagnosis:
         """Say what a load would meet, step by step: see `torchwick.doctor`."""

@@ -56,12 +56,12 @@ class Batch:
         uri = self._objects.uri
         if not entry.nbytes:
             return tensors.empty(entry.dtype, entry.shape, uri)
-        boxes = [self._box(entry, piece, memory) for piece in entry.pieces]
-        if len(boxes) == 1:
-            return boxes[0]
+        if len(entry.pieces) == 1:
+            return self._box(entry, entry.pieces[0], memory)
         tensor = tensors.empty(entry.dtype, entry.shape, uri)
-        for piece, box in zip(entry.pieces, boxes, strict=True):
-            tensor[tuple(slice(a, a + n) for a, n in zip(piece.origin, piece.shape, strict=True))] = box
+        for piece in entry.pieces:
+            where = tuple(slice(a, a + n) for a, n in zip(piece.origin, piece.shape, strict=True))
+            tensor[where] = self._box(entry, piece, memory)
         return tensor
 
     def _box(
@@ -72,12 +72,12 @@ class Batch:
         region = next(iter(memory))
         at, place = piece.start - region.start, (piece.shape, piece.stride)
         tensor = tensors.view(memory[region], at, entry.dtype, place, self._objects.uri)
-        return tensors.finish(tensor, entry.lazy, self._catalog.byteorder)
+        return tensors.finish(tensor, entry.lazy, entry.byteorder)
 
     def _unpacked(self, entry: TensorEntry, packed: Packed, memory: torch.Tensor) -> torch.Tensor:
         uri = self._objects[packed.object].info.uri
         file = writable_bytes(memory)
-        piece, catalog = unpack(lambda start, stop: file[start:stop], len(file), packed, entry.dtype, uri)
+        piece, inner = unpack(lambda start, stop: file[start:stop], len(file), packed, entry.dtype, uri)
         landmark = piece.landmark
         if landmark is not None and not landmark.holds(file[landmark.start : landmark.stop]):
             raise misplaced(uri)
@@ -85,6 +85,6 @@ class Batch:
         if piece.start % width:
             memory, piece = memory[piece.start :].clone(), replace(piece, start=0)
         tensor = tensors.view(memory, piece.start, entry.dtype, (piece.shape, piece.stride), uri)
-        tensor = tensors.finish(tensor, entry.lazy, catalog.byteorder)
+        tensor = tensors.finish(tensor, inner.lazy, inner.byteorder)
         # A small one is freed of the file around it, which may be larger.
         return tensor.clone() if len(file) < _SMALL else tensor

@@ -186,15 +186,15 @@ def _merged(found: Mapping[str, Catalog], index: Index | None, directory: URI) -
     Raises:
         FormatError: they are of several kinds, or name a tensor twice, or do not hold what the index says.
     """
-    kinds = {(catalog.format, catalog.byteorder) for catalog in found.values()}
+    kinds = {catalog.format for catalog in found.values()}
     if len(kinds) > 1:
         hint = "Keep one model in a directory."
         raise FormatError("its shards are of different formats", uri=directory, hint=hint)
-    ((kind, byteorder),) = kinds
+    (kind,) = kinds
     metadata = {key: text for catalog in found.values() for key, text in catalog.metadata.items()}
     others = {key: text for catalog in found.values() for key, text in catalog.others.items()}
     entries = _indexed(found, index, directory) if index else _united(found, directory)
-    return Catalog(kind, entries, metadata | (index.metadata if index else {}), others, byteorder)
+    return Catalog(kind, entries, metadata | (index.metadata if index else {}), others)
 
 
 def _indexed(found: Mapping[str, Catalog], index: Index, directory: URI) -> dict[str, TensorEntry]:

@@ -39,7 +39,7 @@ class Reader:
     def __init__(self, catalog: Catalog, objects: Objects) -> None:
         self._catalog = catalog
         self._objects = objects
-        self._unpacked: dict[Packed, tuple[Piece, str]] = {}
+        self._unpacked: dict[Packed, tuple[Piece, TensorEntry]] = {}
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return tensors by name, in the order of the names.
@@ -96,29 +96,30 @@ class Reader:
         return part
 
     def _of_piece(self, entry: TensorEntry, piece: Piece | Packed, box: Box) -> torch.Tensor:
-        plain, byteorder = self._unpack(entry, piece)
-        return tensors.finish(self._strided(entry.dtype, plain, box), entry.lazy, byteorder)
+        plain, inner = self._unpack(entry, piece)
+        return tensors.finish(self._strided(entry.dtype, plain, box), inner.lazy, inner.byteorder)
 
-    def _unpack(self, entry: TensorEntry, piece: Piece | Packed) -> tuple[Piece, str]:
+    def _unpack(self, entry: TensorEntry, piece: Piece | Packed) -> tuple[Piece, TensorEntry]:
         """Find the elements in a file of torch.save's, which takes a request or two once."""
         if isinstance(piece, Piece):
-            return piece, self._catalog.byteorder
+            return piece, entry
         if piece not in self._unpacked:
             self._unpacked[piece] = self._look(entry, piece)
         return self._unpacked[piece]
 
-    def _look(self, entry: TensorEntry, packed: Packed) -> tuple[Piece, str]:
+    def _look(self, entry: TensorEntry, packed: Packed) -> tuple[Piece, TensorEntry]:
         start, size = packed.start, packed.stop - packed.start
         with self._objects.looking(packed.object) as cache:
 
             def read(first: int, stop: int) -> memoryview:
                 return cache.read(start + first, start + stop)
 
-            inner, catalog = unpack(read, size, packed, entry.dtype, cache.info.uri)
-            if inner.landmark and not inner.landmark.holds(read(inner.landmark.start, inner.landmark.stop)):
+            found, inner = unpack(read, size, packed, entry.dtype, cache.info.uri)
+            if found.landmark and not found.landmark.holds(read(found.landmark.start, found.landmark.stop)):
                 raise misplaced(cache.info.uri)
-        at = {"start": start + inner.start, "storage": start + inner.storage}
-        return replace(inner, object=packed.object, landmark=None, **at), catalog.byteorder
+        at, storage = start + found.start, start + found.storage
+        piece = replace(found, object=packed.object, start=at, storage=storage, landmark=None)
+        return piece, inner
 
     def _strided(self, dtype: str, piece: Piece, box: Box) -> torch.Tensor:
         """Read a part that lies at fixed steps; piecewise where much more than it would have to be held."""
@@ -139,11 +140,14 @@ class Reader:
         self._transfer(request, len(buffer))
         request.check()
         part = tensors.view(memory, 0, dtype, (box.shape, stretches.stride), self._objects.uri)
-        return (
+        dense = (
             part.contiguous()
             if stretches.numel == numel
             else part.clone(memory_format=torch.contiguous_format)
         )
+        return dense.view(-1).view(
+            box.shape
+        )  # whose strides are the usual ones even where they do not matter
 
     def _halved(self, dtype: str, piece: Piece, box: Box, stride: tuple[int, ...]) -> torch.Tensor:
         part = tensors.empty(dtype, box.shape, self._objects.uri)

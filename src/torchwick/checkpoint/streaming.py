@@ -42,8 +42,8 @@ class _Awaited(NoWitness):
 class Stream:
     """Reads groups in their order, and yields their tensors.
 
-    A thread of its own runs the transfer. What was read and not yet handed out, and what the caller was handed
-    last, counts against the memory limit of the settings; reading goes on as the caller asks for the next.
+    A thread of its own runs the transfer. What was read and not yet handed out, and what the caller was
+    handed last, counts against the memory limit of the settings; reading goes on as the caller asks for more.
     Memory is never used twice: a tensor that was handed out is the caller's.
 
     Args:

@@ -83,12 +83,14 @@ class TensorEntry:
         shape: lengths of the dimensions.
         pieces: boxes that do not overlap, and together are the tensor.
         lazy: ``"conj"`` or ``"neg"`` for what torch has still to do to each element when it is looked at.
+        byteorder: of the elements.
     """
 
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...] | tuple[Packed, ...]
     lazy: tuple[str, ...] = ()
+    byteorder: Literal["little", "big"] = "little"
 
     @property
     def numel(self) -> int:
@@ -110,14 +112,12 @@ class Catalog:
         entries: the tensors, in the order in which the checkpoint names them.
         metadata: what was written with them.
         others: what is there besides tensors, by name, as a short text: ``{"epoch": "3"}``.
-        byteorder: of the elements.
     """
 
     format: str
     entries: dict[str, TensorEntry]
     metadata: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
-    byteorder: Literal["little", "big"] = "little"
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torchwick.errors import FormatError
 from torchwick.formats.catalog import Catalog, Landmark, Packed, Piece, TensorEntry, span
+from torchwick.formats.dtypes import of_storage
 from torchwick.formats.flatten import TensorFact, flatten
 from torchwick.formats.pickles import PickleFacts, look_into
 from torchwick.formats.torch_legacy import COUNT_BYTES, read_legacy
@@ -60,7 +61,7 @@ def zip_catalog(read: Read, size: int, uri: object) -> Catalog:
     return _catalog(kind, facts, lambda key: stored.place(f"data/{key}".lower()), uri, stored.byteorder)
 
 
-def unpack(read: Read, size: int, packed: Packed, dtype: str, uri: object) -> tuple[Piece, Catalog]:
+def unpack(read: Read, size: int, packed: Packed, dtype: str, uri: object) -> tuple[Piece, TensorEntry]:
     """Return where the elements of a box are in the file of torch.save's that it lies in.
 
     Args:
@@ -83,7 +84,7 @@ def unpack(read: Read, size: int, packed: Packed, dtype: str, uri: object) -> tu
         raise FormatError(message, uri=uri, hint=hint)
     (piece,) = found[0].pieces
     assert isinstance(piece, Piece)  # noqa: S101 - for mypy: a zip catalog has no other
-    return piece, catalog
+    return piece, found[0]
 
 
 def legacy_catalog(read: Read, size: int | None, uri: object) -> Catalog:
@@ -173,12 +174,15 @@ def _catalog(
         raise FormatError("its pickle cannot be followed without importing anything", uri=uri, hint=hint)
     contents = flatten(facts.value, uri)
     entries = {
-        name: _entry(name, fact, place_of(fact.storage.key), uri) for name, fact in contents.tensors.items()
+        name: _entry(name, fact, place_of(fact.storage.key), uri, byteorder)
+        for name, fact in contents.tensors.items()
     }
-    return Catalog(kind, entries, others=contents.others, byteorder=byteorder)
+    return Catalog(kind, entries, others=contents.others)
 
 
-def _entry(name: str, fact: TensorFact, place: _Place | None, uri: object) -> TensorEntry:
+def _entry(
+    name: str, fact: TensorFact, place: _Place | None, uri: object, byteorder: Literal["little", "big"]
+) -> TensorEntry:
     width = fact.dtype.bits // 8
     needed = (fact.offset + span(fact.shape, fact.stride)) * width if 0 not in fact.shape else 0
     if place is None or needed > place.size:
@@ -186,4 +190,6 @@ def _entry(name: str, fact: TensorFact, place: _Place | None, uri: object) -> Te
         raise FormatError(f"tensor {name[:100]!r} reaches outside its storage", uri=uri, hint=hint)
     start = place.start + fact.offset * width if needed else place.start
     piece = Piece("", start, fact.shape, fact.stride, place.start, landmark=place.landmark)
-    return TensorEntry(fact.dtype.name, fact.shape, (piece,), fact.lazy)
+    # torch swaps nothing in a storage that has no type.
+    order = byteorder if of_storage(fact.storage.type_name) else "little"
+    return TensorEntry(fact.dtype.name, fact.shape, (piece,), fact.lazy, order)

@@ -4,7 +4,8 @@ from torchwick.transfer.budget import Budget
 from torchwick.transfer.ceiling import Ceiling, ClosedError
 from torchwick.transfer.checksum import NO_WITNESS, Digest, NoWitness, Sums, Witness, algorithm
 from torchwick.transfer.engine import Transfer
-from torchwick.transfer.plan import Fill, Part, plan
+from torchwick.transfer.persist import persist
+from torchwick.transfer.plan import Fill, Part, choose_part_size, plan
 from torchwick.transfer.ranges import RangeCache
 from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.stream import read_stream
@@ -30,6 +31,8 @@ __all__ = [
     "Transfer",
     "Witness",
     "algorithm",
+    "choose_part_size",
+    "persist",
     "plan",
     "read_stream",
 ]
