@@ -94,7 +94,7 @@ class Transfer:
         meter = _Meter()
         running = self._start(pace.connections)
         while running and not self._cancelled.is_set():
-            self._most = max(self._most, self._busy(running))
+            self._most = max(self._most, self._busy(running), 1)
             running = _after_a_tick(running)
             wanted = pace.adapt(meter.read(self._readers, starved=self._supply.idle > 0))
             self._call_back(self._busy(running) - wanted)

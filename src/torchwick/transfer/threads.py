@@ -42,9 +42,6 @@ def _run(reader: Reader, future: Future[None]) -> None:
         reader.run()
     except BaseException as error:  # noqa: BLE001 - raised by the thread that watches
         future.set_exception(error)
-        del (
-            reader,
-            future,
-        )  # the error keeps this frame: it would keep itself, and the memory that is read into
+        del reader, future  # the error keeps this frame, which would keep it, and the parts' memory
     else:
         future.set_result(None)
