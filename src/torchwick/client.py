@@ -14,6 +14,7 @@ from torchwick.loading import load
 from torchwick.report import LoadReport, ProgressCallback
 
 if TYPE_CHECKING:
+    from torchwick.checkpoint.selection import Keys
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.verification import Verify
 
@@ -47,6 +48,7 @@ class Client:
         map_location: MapLocation = None,
         *,
         weights_only: bool = True,
+        keys: Keys = None,
         verify: Verify = "auto",
         sha256: str | None = None,
         progress: bool | ProgressCallback = False,
@@ -57,6 +59,7 @@ class Client:
             uri,
             map_location,
             weights_only=weights_only,
+            keys=keys,
             verify=verify,
             sha256=sha256,
             progress=progress,

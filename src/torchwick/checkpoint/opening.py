@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from torchwick.checkpoint.objects import Objects
@@ -20,13 +21,21 @@ from torchwick.store import ObjectInfo, Store
 from torchwick.transfer import Budget, RangeCache, Tally, persist
 from torchwick.uri import URI
 
-__all__ = ["open_objects"]
+__all__ = ["names_many", "open_instead", "open_objects"]
 
 _T = TypeVar("_T")
 _INDEX = ".index.json"
 _SHARD_HEAD = 64 << 10
 """Bytes of the first read of a shard: its header whole, with some 500 tensors; 64 of them in 4 MiB."""
 _AT_ONCE = 16  # shards looked into at the same time
+
+
+def names_many(address: URI) -> bool:
+    """Whether an address says that several objects are meant: a directory, or the index of one."""
+    name = address.key.rpartition("/")[2]
+    if address.scheme == "file" and Path(address.key).is_dir():
+        return True
+    return address.is_directory or name == METADATA or name.endswith(_INDEX)
 
 
 def open_objects(address: URI, store: Store, config: TransferConfig) -> tuple[Catalog, Objects]:
@@ -41,37 +50,51 @@ def open_objects(address: URI, store: Store, config: TransferConfig) -> tuple[Ca
         FormatError: it is no checkpoint, or corrupt, or one that can only be loaded as a whole.
         StoreError: it cannot be read.
     """
-    return _Opener(store, config).open(address)
+    if names_many(address):
+        return _Opener(store, config).many(address)
+    try:
+        cache = RangeCache(store, address, config)
+    except ObjectNotFoundError as error:
+        return open_instead(address, store, config, error)
+    return _catalog_of(cache), Objects(address, store, config, {"": cache})
+
+
+def open_instead(
+    address: URI, store: Store, config: TransferConfig, error: ObjectNotFoundError
+) -> tuple[Catalog, Objects]:
+    """Look into the directory that an address without its slash turns out to mean.
+
+    Raises:
+        ObjectNotFoundError: `error`, if there is no such directory either.
+    """
+    if address.version is None and not address.query:
+        directory, opener = address.as_directory(), _Opener(store, config)
+        try:
+            listed = opener.listed(directory)
+        except StoreError:  # of which the caller asked nothing
+            listed = None
+        if listed:
+            return opener.chosen(directory, listed)
+    raise error
 
 
 @dataclass(frozen=True)
 class _Opener:
+    """Opens directories."""
+
     store: Store
     config: TransferConfig
 
-    def open(self, address: URI) -> tuple[Catalog, Objects]:
-        if address.is_directory:
-            return self._directory(address)
-        _, _, name = address.key.rpartition("/")
+    def many(self, address: URI) -> tuple[Catalog, Objects]:
+        name = address.key.rpartition("/")[2]
         if name == METADATA or name.endswith(_INDEX):
-            directory = replace(address, key=address.key[: len(address.key) - len(name)], version=None)
+            directory = replace(address, key=address.key.removesuffix(name), version=None)
             return self._named(directory, [name], {})
-        try:
-            cache = RangeCache(self.store, address, self.config)
-        except StoreError as error:
-            if (
-                not isinstance(error, ObjectNotFoundError | IsADirectoryError)
-                or address.version
-                or address.query
-            ):
-                raise
-            listed = self._list(address.as_directory())
-            if not listed:
-                raise
-            return self._chosen(address.as_directory(), listed)
-        return _catalog_of(cache), Objects(address, self.store, self.config, {"": cache})
+        directory = address.as_directory()
+        listed = self.listed(directory)
+        return self._guessed(directory) if listed is None else self.chosen(directory, listed)
 
-    def _list(self, directory: URI) -> dict[str, ObjectInfo] | None:
+    def listed(self, directory: URI) -> dict[str, ObjectInfo] | None:
         """Return what is in a directory by name, or None where the store cannot tell."""
         infos = persist(
             lambda connection: connection.list(directory),
@@ -84,11 +107,7 @@ class _Opener:
         )
         return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
 
-    def _directory(self, directory: URI) -> tuple[Catalog, Objects]:
-        listed = self._list(directory)
-        return self._guessed(directory) if listed is None else self._chosen(directory, listed)
-
-    def _chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
+    def chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
         names = [METADATA] if METADATA in listed else choose(list(listed), directory)
         return self._named(directory, names, listed)
 

@@ -25,30 +25,33 @@ class Request:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._fills: dict[str, list[Fill]] = {}
-        self._expected: list[tuple[str, Landmark, memoryview]] = []
+        self._fills: dict[str, list[Fill]] = {name: [] for name in objects.names}
+        self._expected: dict[tuple[str, int], tuple[Landmark, memoryview]] = {}
 
     def add(self, name: str, fill: Fill) -> None:
         """Want a range of an object, unless it is known already."""
         known = self._objects[name].find(fill.start, fill.stop)
         if known is None:
-            self._fills.setdefault(name, []).append(fill)
+            self._fills[name].append(fill)
         else:
             fill.buffer[:] = known
 
     def expect(self, name: str, landmarks: Iterable[Landmark]) -> None:
         """Want to see landmarks of an object that no one has found in their place yet."""
         for landmark in self._objects.unseen(name, landmarks):
-            bytes_ = memoryview(bytearray(landmark.stop - landmark.start))
-            self._expected.append((name, landmark, bytes_))
-            self.add(name, Fill(landmark.start, bytes_))
+            if (name, landmark.start) not in self._expected:
+                bytes_ = memoryview(bytearray(landmark.stop - landmark.start))
+                self._expected[name, landmark.start] = (landmark, bytes_)
+                self.add(name, Fill(landmark.start, bytes_))
+
+    def fills(self, name: str) -> list[Fill]:
+        """Return what is to be read of an object, small gaps between included."""
+        return _bridged(self._fills[name])
 
     def parts(self, part_size: int, witness: Witness = NO_WITNESS) -> Iterator[Part]:
         """Return the requests that bring it, in the order of the objects and their bytes."""
         for name in self._objects.names:
-            if name in self._fills:
-                fills = _bridged(self._fills[name])
-                yield from plan(self._objects[name].info, fills, part_size, witness=witness)
+            yield from plan(self._objects[name].info, self.fills(name), part_size, witness=witness)
 
     def check(self) -> None:
         """Look at the landmarks, all bytes being there.
@@ -56,7 +59,7 @@ class Request:
         Raises:
             FormatError: one is not in its place.
         """
-        for name, landmark, bytes_ in self._expected:
+        for (name, _), (landmark, bytes_) in self._expected.items():
             if not landmark.holds(bytes_):
                 raise misplaced(self._objects[name].info.uri)
             self._objects.saw(name, landmark)

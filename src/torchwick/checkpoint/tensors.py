@@ -32,7 +32,9 @@ def dtype_of(name: str, uri: object) -> torch.dtype:
     return dtype
 
 
-def empty(dtype: str, shape: tuple[int, ...], uri: object) -> torch.Tensor:
+def empty(
+    dtype: str, shape: tuple[int, ...], uri: object, device: str | torch.device = "cpu"
+) -> torch.Tensor:
     """Return uninitialised memory of a dtype and shape.
 
     Raises:
@@ -40,8 +42,8 @@ def empty(dtype: str, shape: tuple[int, ...], uri: object) -> torch.Tensor:
     """
     kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
     if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
-        return torch.empty(0, dtype=kind, device="cpu").reshape(lengths)
-    return torch.empty(lengths, dtype=kind, device="cpu")
+        return torch.empty(0, dtype=kind, device=device).reshape(lengths)
+    return torch.empty(lengths, dtype=kind, device=device)
 
 
 def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:

@@ -65,6 +65,6 @@ def settle(map_location: MapLocation, uri: object) -> torch.device:
     if isinstance(map_location, str | torch.device):
         return torch.device(map_location)
     raise ValueError(
-        f"{uri}: safetensors do not say where they were saved, so that map_location must be one device, "
-        f"not {type(map_location).__name__}"
+        f"{uri}: nothing says where its tensors were saved, so that map_location must be one device, not "
+        f"{type(map_location).__name__}"
     )

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
+from torchwick.checkpoint import tensors
 from torchwick.checkpoint.buffers import writable_bytes
-from torchwick.errors import FormatError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import TensorEntry
-from torchwick.formats.dtypes import DTYPES
 from torchwick.loading.devices import MapLocation, is_faking, settle
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill
@@ -34,10 +33,10 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
         )
     if device.type == "meta" or is_faking():
         return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
-    tensors = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
-    _fill(source, [(entry, tensors[name]) for name, entry in catalog.entries.items()])
+    made = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
+    _fill(source, [(entry, made[name]) for name, entry in catalog.entries.items()])
     # One by one, each CPU tensor let go as soon as it has moved.
-    return {name: tensors.pop(name).to(device) for name in catalog.entries}
+    return {name: made.pop(name).to(device) for name in catalog.entries}
 
 
 def _stop(entry: TensorEntry) -> int:
@@ -45,22 +44,7 @@ def _stop(entry: TensorEntry) -> int:
 
 
 def _empty(entry: TensorEntry, source: Source, device: torch.device) -> torch.Tensor:
-    """Return uninitialised memory of the entry's dtype and shape."""
-    dtype = getattr(torch, DTYPES[entry.dtype].torch, None)
-    if dtype is None:
-        hint = "A newer torch may have it."
-        raise FormatError(
-            f"torch {torch.__version__} has no dtype for {entry.dtype}", uri=source.uri, hint=hint
-        )
-    shape = entry.shape
-    if entry.dtype == "F4":  # two elements in one of torch's
-        if not shape or shape[-1] % 2:
-            message = f"a tensor of dtype F4 has the shape {list(shape[-16:])}, and torch takes them in pairs"
-            raise FormatError(message, uri=source.uri, hint="Save it anew, its last dimension even.")
-        shape = (*shape[:-1], shape[-1] // 2)
-    if 0 in shape:  # whose other lengths may be beyond what torch.empty multiplies
-        return torch.empty(0, dtype=dtype, device=device).reshape(shape)
-    return torch.empty(shape, dtype=dtype, device=device)
+    return tensors.empty(entry.dtype, entry.shape, source.uri, device)
 
 
 def _fill(source: Source, wanted: list[tuple[TensorEntry, torch.Tensor]]) -> None:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchwick.config import S3Config, TransferConfig
+from torchwick.errors import ObjectNotFoundError
 from torchwick.formats.sniff import sniff
 from torchwick.loading.progress import watched
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
+    from torchwick.checkpoint.objects import Objects
+    from torchwick.checkpoint.selection import Keys
+    from torchwick.formats.catalog import Catalog
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
     from torchwick.loading.verification import Verify
+    from torchwick.report import Method
+    from torchwick.store import Store
+    from torchwick.transfer import RangeCache, Tally
+    from torchwick.uri import URI
 
 __all__ = ["load"]
 
@@ -31,6 +39,7 @@ def load(
     map_location: MapLocation = None,
     *,
     weights_only: bool = True,
+    keys: Keys = None,
     verify: Verify = "auto",
     sha256: str | None = None,
     progress: bool | ProgressCallback = False,
@@ -42,14 +51,18 @@ def load(
 
     The format is told from the bytes. torch.save's zip format (``.pt``, ``.pth``, ``.bin``, ``.ckpt``) and
     the format of torch before 1.6 give exactly what ``torch.load`` gives; safetensors give a dict of tensors.
-    TorchScript and torch.export archives are loaded by torch's own loaders.
+    TorchScript and torch.export archives are loaded by torch's own loaders. Directories (of Hugging Face's
+    shards, of ``torch.distributed.checkpoint``) give one flat dict of all their tensors, read together.
 
     Args:
         uri: ``s3://bucket/key`` (``?versionId=…`` for one version), ``https://…`` (public or presigned), or a
-            local path.
+            local path; of a directory, ``s3://bucket/folder/``.
         map_location: where storages go, as for ``torch.load``.
         weights_only: refuse pickles that import anything but tensors and plain containers. With False, the
             file may run any code: only for files whose maker you trust as you would trust their programs.
+        keys: only these tensors, as a flat dict: a name or a pattern (``"layers.0.*"``), several, or a
+            function that tells of a name whether it is meant. Names are those that `torchwick.open` has; only
+            the bytes that are needed are read, and no pickle is run.
         verify: ``"auto"`` holds the bytes against the checksum that S3 keeps of the object, if it keeps one
             and all of the object is read; True fails where that cannot be done; False does not ask for it.
             `LoadReport.verified` says what came of it.
@@ -84,25 +97,82 @@ def load(
         {'weight': tensor([0, 1, 2])}
     """
     # Imported here, so that importing torchwick costs no import of HTTP and TLS.
-    from torchwick.loading.source import Source
-    from torchwick.loading.verification import expecting, parse_sha256
+    from torchwick.loading.verification import parse_sha256
     from torchwick.store import open_store
 
     started = time.perf_counter()
     address, config, digest = parse(uri), transfer or TransferConfig(), parse_sha256(sha256)
     store = open_store(address, s3 or S3Config(), config.timeout)
     with watched(progress) as on_progress:
-        source = Source(store, address, config, on_progress)
-        source.pinned = digest is not None
-        with expecting(store, source.info, config.timeout, verify=verify, sha256=digest) as source.expected:
-            outcome = _load(source, map_location, weights_only=weights_only)
-    if source.verified is None and (verify is True or digest is not None):
-        raise _unverified(source, map_location)
-    report = _report(source, outcome, time.perf_counter() - started)
+        task = _Task(address, store, config, on_progress, map_location, verify, digest)
+        value, facts = task.run(keys, weights_only=weights_only)
+    if facts["verified"] is None and (verify is True or digest is not None):
+        raise _unverified(address, map_location)
+    report = LoadReport(uri=str(address), seconds=time.perf_counter() - started, **facts)
     _log.info("loaded %s: %s", report.uri, report)
     if on_report is not None:
         on_report(report)
-    return outcome.value
+    return value
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a load was asked for, apart from what tells its two ways apart."""
+
+    address: URI
+    store: Store
+    config: TransferConfig
+    on_progress: ProgressCallback | None
+    map_location: MapLocation
+    verify: Verify
+    digest: str | None
+
+    def run(self, keys: Keys, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:
+        """Load, and return what was loaded and what there is to report."""
+        from torchwick.checkpoint.opening import names_many, open_instead, open_objects
+        from torchwick.transfer import RangeCache
+
+        asked = self.address, self.store, self.config
+        if keys is not None or names_many(self.address):
+            return self._by_name(*open_objects(*asked), keys)
+        try:
+            cache = RangeCache(self.store, self.address, self.config)
+        except ObjectNotFoundError as error:
+            return self._by_name(*open_instead(*asked, error), None)
+        return self._whole(cache, weights_only=weights_only)
+
+    def _whole(self, cache: RangeCache, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:
+        """Load one object as it was saved."""
+        from torchwick.loading.source import Source
+        from torchwick.loading.verification import expecting
+
+        source = Source(self.store, cache, self.config, self.on_progress)
+        source.pinned = self.digest is not None
+        asked = expecting(
+            self.store, source.info, self.config.timeout, verify=self.verify, sha256=self.digest
+        )
+        with asked as source.expected:
+            outcome = _load(source, self.map_location, weights_only=weights_only)
+        size = source.tally.bytes_read if source.size is None else source.size
+        facts = _facts(source.tally, [source], outcome.format, outcome.method, size)
+        return outcome.value, facts
+
+    def _by_name(self, catalog: Catalog, objects: Objects, keys: Keys) -> tuple[Any, dict[str, Any]]:
+        """Load tensors by name, out of one object or of many."""
+        from torchwick.checkpoint.selection import select
+        from torchwick.loading.selected import Selection, load_selected
+
+        if self.digest is not None and len(objects.names) != 1:
+            raise ValueError(
+                f"{self.address}: a SHA-256 is of one object, and this is a directory of several"
+            )
+        names = select(keys, catalog.entries, self.address)
+        selection = Selection(catalog, objects, names, self.on_progress)
+        value = load_selected(
+            selection, self.map_location, self.address, verify=self.verify, sha256=self.digest
+        )
+        size = objects.size or objects.tally.bytes_read
+        return value, _facts(objects.tally, selection.sources, catalog.format, "filled", size)
 
 
 def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
@@ -122,28 +192,33 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
     return loaders[kind](source, map_location, weights_only=weights_only)
 
 
-def _unverified(source: Source, map_location: MapLocation) -> Exception:
+def _unverified(address: URI, map_location: MapLocation) -> Exception:
     from torchwick.loading.devices import is_faking, is_meta
     from torchwick.loading.verification import unverifiable
 
     if is_meta(map_location) or is_faking():
-        return ValueError(f"{source.uri}: no bytes are read for {map_location!r} that could be verified")
-    return unverifiable(source.uri)
+        return ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")
+    return unverifiable(address)
 
 
-def _report(source: Source, outcome: Outcome, seconds: float) -> LoadReport:
-    info, tally = source.info, source.tally
-    return LoadReport(
-        uri=str(source.uri),
-        format=outcome.format,
-        method=outcome.method,
-        size=tally.bytes_read if source.size is None else source.size,
-        bytes_read=tally.bytes_read,
-        requests=tally.requests,
-        retries=tally.retries,
-        connections=max(1, tally.connections),
-        seconds=seconds,
-        etag=info.etag,
-        version=info.version,
-        verified=source.verified,
-    )
+def _facts(tally: Tally, sources: Sequence[Source], format: str, method: Method, size: int) -> dict[str, Any]:
+    """Return what there is to report of the objects that were read."""
+    infos = [source.info for source in sources]
+    return {
+        "format": format,
+        "method": method,
+        "size": size,
+        "bytes_read": tally.bytes_read,
+        "requests": tally.requests,
+        "retries": tally.retries,
+        "connections": max(1, tally.connections),
+        "etag": _only(info.etag for info in infos),
+        "version": _only(info.version for info in infos),
+        "verified": _only(source.verified for source in sources),
+    }
+
+
+def _only(of_objects: Iterable[str | None]) -> str | None:
+    """Return what all objects have in common, or None."""
+    values = set(of_objects)
+    return values.pop() if len(values) == 1 else None

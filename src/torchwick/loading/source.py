@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Literal
 
 from torchwick.config import TransferConfig
 from torchwick.errors import MemoryLimitError
 from torchwick.loading.verification import Expected, PinnedDigest, read_differently
-from torchwick.loading.whole import complete
+from torchwick.loading.whole import Whole, complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
 from torchwick.store.local import LocalStore
-from torchwick.transfer import Fill, Listed, Part, RangeCache, Tally, Transfer, plan, read_stream
+from torchwick.transfer import Fill, Listed, Part, RangeCache, Tally, Transfer, Witness, plan, read_stream
 from torchwick.uri import URI
 
-__all__ = ["Source"]
+__all__ = ["WORTH_READING", "Prepared", "Source"]
 
-_WORTH_READING = 1 << 20  # bytes of an object that are read for nothing but to verify it, unless asked to
+WORTH_READING = 1 << 20  # bytes of an object that are read for nothing but to verify it, unless asked to
 _DIGESTED = 1 << 20  # bytes at once
 _log = logging.getLogger("torchwick")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What brings the ranges that are wanted of an object, and what is to be done when all of it is there."""
+
+    parts: Sequence[Part]
+    finish: Callable[[], None] = lambda: None
 
 
 class Source:
@@ -30,23 +38,20 @@ class Source:
 
     Args:
         store: where it is.
-        uri: its address.
+        cache: what is known of it.
         config: how to move its bytes.
         on_progress: called about ten times a second, or None.
-
-    Raises:
-        StoreError: it cannot be read.
     """
 
     def __init__(
-        self, store: Store, uri: URI, config: TransferConfig, on_progress: ProgressCallback | None
+        self, store: Store, cache: RangeCache, config: TransferConfig, on_progress: ProgressCallback | None
     ) -> None:
-        self.uri = uri
+        self.uri = cache.info.uri
         self.config = config
+        self.cache = cache
         self._store = store
         self._on_progress = on_progress
         self._filled = Tally()
-        self.cache = RangeCache(store, uri, config)
         self.size = self.info.size
         """Bytes of the object; None as long as they are not known."""
         self.pinned = False
@@ -74,34 +79,54 @@ class Source:
             IntegrityError: the bytes are not those that were stored, or pinned.
             MemoryLimitError: to verify it, more would have to be read beside the tensors than is allowed.
         """
-        expected = self.expected()
-        if expected is None or not self._verify(expected, fills):
-            self._transfer(plan(self.info, fills, self.config.part_size))
+        prepared = self.prepare(fills, self.config.part_size)
+        total = sum(map(len, prepared.parts))
+        self._filled += Transfer(
+            self._store,
+            Listed(prepared.parts),
+            self.config,
+            lambda done, connections: self._tell(done, total, connections),
+            budget=self.cache.budget,
+        ).run()
+        self._tell(total, total, 0)
+        prepared.finish()
 
-    def _verify(self, expected: Expected, fills: Sequence[Fill]) -> bool:
-        """Fill as part of the whole object, and hold that against what is expected.
+    def prepare(self, fills: Sequence[Fill], part_size: int | Literal["auto"]) -> Prepared:
+        """Return what reads every range, as part of the whole object where that is to be verified.
 
-        Returns:
-            False, and nothing is filled, where that would cost more than it is worth.
+        Raises:
+            IntegrityError: it has to be verified, and nothing is known of it; the same if it turns out to be
+                another, when it is finished.
+            MemoryLimitError: to verify it, more would have to be read beside the tensors than is allowed.
         """
-        if len(expected.stops) > 1 and not self.info.ranged:  # of one stream there is one checksum
-            return False
-        whole = complete(fills, self.cache, self.info.size, expected.stops)
-        if whole is None or (whole.extra > _WORTH_READING and not expected.required):
-            _log.info("%s: not verified: it is read in part only", self.uri)
-            return False
-        self._check_memory(whole.extra)
-        parts = plan(self.info, whole.fills, self.config.part_size, expected.stops)
+        expected = self.expected()
+        whole = None if expected is None else self._whole(expected, fills)
+        if expected is None or whole is None:
+            return Prepared(plan(self.info, fills, part_size))
+        parts = plan(self.info, whole.fills, part_size, expected.stops)
         witness = expected.witness({part.start: part.buffers for part in parts} | whole.known)
         for start, pieces in whole.known.items():
             for data in pieces:
                 witness.arrived(start, start + len(data), witness.update(data, 0))
-        self._transfer([replace(part, witness=witness) for part in parts])
+        watched = [replace(part, witness=witness) for part in parts]
+        return Prepared(watched, lambda: self._check(expected, witness, whole))
+
+    def _whole(self, expected: Expected, fills: Sequence[Fill]) -> Whole | None:
+        """Return all of the object, or None where to read it would cost more than it is worth."""
+        if len(expected.stops) > 1 and not self.info.ranged:  # of one stream there is one checksum
+            return None
+        whole = complete(fills, self.cache, self.info.size, expected.stops)
+        if whole is None or (whole.extra > WORTH_READING and not expected.required):
+            _log.info("%s: not verified: it is read in part only", self.uri)
+            return None
+        self._check_memory(whole.extra)
+        return whole
+
+    def _check(self, expected: Expected, witness: Witness, whole: Whole) -> None:
         expected.check(witness, self.uri)
         if any(before != now for before, now in whole.again):
             raise read_differently(self.uri, expected.name)
         self.verified = expected.name
-        return True
 
     def _check_memory(self, extra: int) -> None:
         limit = self.config.memory_bytes()
@@ -113,17 +138,6 @@ class Source:
                 needed=extra,
                 limit=limit,
             )
-
-    def _transfer(self, parts: Sequence[Part]) -> None:
-        total = sum(map(len, parts))
-        self._filled += Transfer(
-            self._store,
-            Listed(parts),
-            self.config,
-            lambda done, connections: self._tell(done, total, connections),
-            budget=self.cache.budget,
-        ).run()
-        self._tell(total, total, 0)
 
     def pour(self, file: BinaryIO, check: Callable[[int], None]) -> None:
         """Write the whole object into `file`: the way to read one whose size the server does not say.
@@ -146,7 +160,8 @@ class Source:
 
     def reopened(self, path: str) -> Source:
         """Return the same object as the file it was written into."""
-        file = Source(LocalStore(), URI("file", "", path), self.config, None)
+        store = LocalStore()
+        file = Source(store, RangeCache(store, URI("file", "", path), self.config), self.config, None)
         file.uri = self.uri
         return file
 

@@ -76,6 +76,11 @@ class RangeCache:
             0, self._read_ahead if self.info.size is None else min(self._read_ahead, self.info.size)
         )
 
+    @property
+    def held(self) -> int:
+        """How many bytes are known, those read twice counted twice."""
+        return sum(len(piece) for _, piece in self._pieces)
+
     def find(self, start: int, stop: int) -> memoryview | None:
         """Return ``[start, stop)`` if it is known already."""
         for at, piece in self._pieces:
