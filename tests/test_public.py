@@ -13,6 +13,7 @@ from conftest import run_python
 SURFACE = [
     "AccessDeniedError",
     "Check",
+    "Checkpoint",
     "Client",
     "CredentialsError",
     "Diagnosis",
@@ -25,6 +26,9 @@ SURFACE = [
     "Progress",
     "S3Config",
     "StoreError",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "TensorSlice",
     "TorchwickError",
     "TransferConfig",
     "TransferError",
@@ -32,6 +36,7 @@ SURFACE = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "open",
 ]
 
 

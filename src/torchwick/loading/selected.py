@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -76,15 +76,15 @@ class Selection:
         size = self._objects.part_size(sum(len(fill.buffer) for of_object in fills for fill in of_object))
         prepared = [source.prepare(of, size) for source, of in zip(self.sources, fills, strict=True)]
         parts = [part for of_object in prepared for part in of_object.parts]
-        self._objects.transfer(parts, self._progress(sum(map(len, parts))))
+        total = sum(map(len, parts))
+        self._objects.transfer(parts, lambda done, connections: self._tell(done, total, connections))
+        self._tell(total, total, 0)
         for of_object in prepared:
             of_object.finish()
 
-    def _progress(self, total: int) -> Callable[[int, int], object] | None:
-        tell, uri = self._on_progress, str(self._objects.uri)
-        if tell is None:
-            return None
-        return lambda done, connections: tell(Progress(uri, done, total, connections))
+    def _tell(self, done: int, total: int, connections: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(Progress(str(self._objects.uri), done, total, connections))
 
 
 def _is_all(source: Source, fills: Iterable[Fill]) -> bool:
