@@ -10,6 +10,7 @@ import base64
 import gzip
 import io
 import json
+import pickle
 import struct
 import time
 import warnings
@@ -590,6 +591,62 @@ def changed_byte(world: World) -> None:
     told = base64.b64encode(crc64nvme(MODEL).to_bytes(8, "big")).decode()
     world.stores(MODEL[:400_000] + bytes([MODEL[400_000] ^ 1]) + MODEL[400_001:])
     world.server.on(SetHeaders({"x-amz-checksum-crc64nvme": told}), method="HEAD")
+
+
+# -- names and directories ---------------------------------------------------------------------------------
+
+
+@cause("A tensor that is not there", torchwick.TensorNotFoundError, "Did you mean 'weight'", keys="wieght")
+@cause("A pattern that fits no tensor", torchwick.TensorNotFoundError, "'layers.*'", keys=["layers.*"])
+def unknown_name(_: World) -> None:
+    """The model has but one tensor."""
+
+
+@cause("A directory without a model", torchwick.FormatError, "only notes.txt, train.py", uri="s3://lab/run/")
+def no_model(world: World) -> None:
+    for name in ("notes.txt", "train.py"):
+        world.server.put(f"lab/run/{name}", b"text")
+
+
+@cause("A directory of several models", torchwick.FormatError, "several models", uri="s3://lab/run/")
+def several_models(world: World) -> None:
+    for name in ("resnet.pt", "vit.pt"):
+        world.server.put(f"lab/run/{name}", MODEL)
+
+
+@cause("A shard that is missing", torchwick.FormatError, "model-00002-of-00002", uri="s3://lab/run/")
+def missing_shard(world: World) -> None:
+    world.server.put("lab/run/model-00001-of-00002.safetensors", safetensors.torch.save(STATE))
+
+
+@cause("An index and shards of different models", torchwick.FormatError, "'bias'", uri="s3://lab/run/")
+def stale_index(world: World) -> None:
+    world.server.put("lab/run/model-00001-of-00001.safetensors", safetensors.torch.save(STATE))
+    index = {"weight_map": {"bias": "model-00001-of-00001.safetensors"}}
+    world.server.put("lab/run/model.safetensors.index.json", json.dumps(index).encode())
+
+
+@cause(
+    "An index that points elsewhere",
+    torchwick.FormatError,
+    "../",
+    uri="s3://lab/run/model.safetensors.index.json",
+)
+def escaping_index(world: World) -> None:
+    index = {"weight_map": {"bias": "../../secrets/model.safetensors"}}
+    world.server.put("lab/run/model.safetensors.index.json", json.dumps(index).encode())
+
+
+@cause("A distributed checkpoint that was cut short", torchwick.FormatError, ".metadata", uri="s3://lab/run/")
+def damaged_metadata(world: World) -> None:
+    world.server.put("lab/run/.metadata", pickle.dumps({"no": "Metadata"})[:-5])
+
+
+@cause(
+    "A directory that may not be listed", torchwick.AccessDeniedError, "s3:ListBucket", uri="s3://lab/run/"
+)
+def denied_directory(world: World) -> None:
+    world.server.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET", path="lab")
 
 
 # -- safety ------------------------------------------------------------------------------------------------

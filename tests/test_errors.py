@@ -24,6 +24,7 @@ ERRORS: list[TorchwickError] = [
     errors.FormatError("it failed", **WHERE),
     errors.UnsafePickleError("it failed", refused=("os.system", "a.B"), **WHERE),
     errors.IntegrityError("it failed", algorithm="crc32", expected="1f", found="2f", **WHERE),
+    errors.TensorNotFoundError("it failed", name="lm_head.weight", **WHERE),
     errors.MemoryLimitError("it failed", needed=7, limit=5, **WHERE),
     errors.StoreError("it failed", **STORE),
     errors.BusyError("it failed", retry_after=1.5, **STORE),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torchwick.checkpoint.objects import Objects
 from torchwick.config import TransferConfig
-from torchwick.errors import FormatError, ObjectNotFoundError, StoreError
+from torchwick.errors import FormatError, ObjectNotFoundError, StoreError, URIError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import Catalog, TensorEntry
 from torchwick.formats.dcp import METADATA, read_dcp
@@ -162,7 +162,15 @@ class _Opener:
         return catalog, Objects(directory, self.store, self.config, caches)
 
     def _cache(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
-        uri = directory.child(name)
+        try:
+            uri = directory.child(name)
+        except URIError as error:
+            hint = (
+                "It was made to do harm, or for another directory: upload it again, from a source you trust."
+            )
+            raise FormatError(
+                f"a file of it is named otherwise: {error}", uri=directory, hint=hint
+            ) from error
         return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
 
     def _distributed(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
