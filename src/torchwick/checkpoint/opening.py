@@ -165,12 +165,7 @@ class _Opener:
         try:
             uri = directory.child(name)
         except URIError as error:
-            hint = (
-                "It was made to do harm, or for another directory: upload it again, from a source you trust."
-            )
-            raise FormatError(
-                f"a file of it is named otherwise: {error}", uri=directory, hint=hint
-            ) from error
+            raise FormatError(error.message, uri=directory, hint=error.hint) from error
         return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
 
     def _distributed(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:

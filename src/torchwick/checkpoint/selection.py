@@ -65,5 +65,5 @@ def missing(key: str, names: Mapping[str, Any], uri: object) -> TensorNotFoundEr
         hint = f"Did you mean {' or '.join(map(repr, near))}?"
     else:
         few = ", ".join(map(repr, compared[:3]))
-        hint = f"It has {len(names)}: {few}{', …' if len(names) > 3 else ''}." if few else "It has none."
+        hint = f"Among its {len(names)} are {few}." if len(names) > 3 else f"It has {few or 'none'}."
     return TensorNotFoundError(f"there is no tensor {key[:200]!r}", uri=uri, hint=hint, name=key)
