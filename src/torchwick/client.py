@@ -14,8 +14,8 @@ from torchwick.loading import load
 from torchwick.report import LoadReport, ProgressCallback
 
 if TYPE_CHECKING:
+    from torchwick.checkpoint.verification import Verify
     from torchwick.loading.devices import MapLocation
-    from torchwick.loading.verification import Verify
 
 __all__ = ["Client"]
 

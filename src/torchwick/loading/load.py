@@ -9,17 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
 from torchwick.formats.sniff import sniff
-from torchwick.loading.progress import watched
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
+    from torchwick.checkpoint.verification import Verify
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
-    from torchwick.loading.verification import Verify
 
 __all__ = ["load"]
 
@@ -84,8 +84,8 @@ def load(
         {'weight': tensor([0, 1, 2])}
     """
     # Imported here, so that importing torchwick costs no import of HTTP and TLS.
+    from torchwick.checkpoint.verification import expecting, parse_sha256
     from torchwick.loading.source import Source
-    from torchwick.loading.verification import expecting, parse_sha256
     from torchwick.store import open_store
 
     started = time.perf_counter()
@@ -123,8 +123,8 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
 
 
 def _unverified(source: Source, map_location: MapLocation) -> Exception:
+    from torchwick.checkpoint.verification import unverifiable
     from torchwick.loading.devices import is_faking, is_meta
-    from torchwick.loading.verification import unverifiable
 
     if is_meta(map_location) or is_faking():
         return ValueError(f"{source.uri}: no bytes are read for {map_location!r} that could be verified")
