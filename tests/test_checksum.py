@@ -20,7 +20,7 @@ from faults import IgnoreRange
 from faulty import FaultyServer
 from kept import keep
 from torchwick import S3Config, TransferConfig
-from torchwick.loading.verification import parse_sha256
+from torchwick.checkpoint.verification import parse_sha256
 from torchwick.loading.whole import complete
 from torchwick.store import StoredChecksum, open_store
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite

@@ -15,8 +15,8 @@ from torchwick.report import LoadReport, ProgressCallback
 
 if TYPE_CHECKING:
     from torchwick.checkpoint.selection import Keys
+    from torchwick.checkpoint.verification import Verify
     from torchwick.loading.devices import MapLocation
-    from torchwick.loading.verification import Verify
 
 __all__ = ["Client"]
 

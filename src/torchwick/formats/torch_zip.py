@@ -62,6 +62,7 @@ class Record:
         stored: whether the data are neither compressed nor encrypted.
         described: whether a data descriptor follows the data.
         wide: whether it was written with 64-bit sizes.
+        crc32: of the data, uncompressed; 0 as well where torch.save was told to compute none.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Record:
     stored: bool
     described: bool
     wide: bool
+    crc32: int
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,8 @@ def _shown(record: Record) -> str:
 
 
 def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
-    needed, flags, method, packed, size, name_n, extra_n, comment_n, attributes, header = struct.unpack_from(
-        "<6xHHH8xIIHHH4xII", data, at
+    needed, flags, method, crc32, packed, size, name_n, extra_n, comment_n, attributes, header = (
+        struct.unpack_from("<6xHHH4xIIIHHH4xII", data, at)
     )
     wide = needed >= _ZIP64_VERSION or _WIDE in (size, packed, header)
     name_at, extra_at = at + _ENTRY_BYTES, at + _ENTRY_BYTES + name_n
@@ -218,7 +220,8 @@ def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
     name_bytes = bytes(data[name_at:extra_at])
     stored = method == 0 and packed == size and not flags & 1
     name = name_bytes.decode("utf-8", "replace")
-    record = Record(name, header, name_bytes, size, packed, stored, bool(flags & _HAS_DESCRIPTOR), wide)
+    described = bool(flags & _HAS_DESCRIPTOR)
+    record = Record(name, header, name_bytes, size, packed, stored, described, wide, crc32)
     _check_size(record, method, attributes, uri)
     return record, end
 

@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import ObjectNotFoundError
 from torchwick.formats.sniff import sniff
-from torchwick.loading.progress import watched
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
     from torchwick.checkpoint.objects import Objects
     from torchwick.checkpoint.selection import Keys
+    from torchwick.checkpoint.verification import Verify
     from torchwick.formats.catalog import Catalog
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
-    from torchwick.loading.verification import Verify
     from torchwick.report import Method
     from torchwick.store import Store
     from torchwick.transfer import RangeCache, Tally
@@ -97,7 +97,7 @@ def load(
         {'weight': tensor([0, 1, 2])}
     """
     # Imported here, so that importing torchwick costs no import of HTTP and TLS.
-    from torchwick.loading.verification import parse_sha256
+    from torchwick.checkpoint.verification import parse_sha256
     from torchwick.store import open_store
 
     started = time.perf_counter()
@@ -143,8 +143,8 @@ class _Task:
 
     def _whole(self, cache: RangeCache, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:
         """Load one object as it was saved."""
+        from torchwick.checkpoint.verification import expecting
         from torchwick.loading.source import Source
-        from torchwick.loading.verification import expecting
 
         source = Source(self.store, cache, self.config, self.on_progress)
         source.pinned = self.digest is not None
@@ -193,8 +193,8 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
 
 
 def _unverified(address: URI, map_location: MapLocation) -> Exception:
+    from torchwick.checkpoint.verification import unverifiable
     from torchwick.loading.devices import is_faking, is_meta
-    from torchwick.loading.verification import unverifiable
 
     if is_meta(map_location) or is_faking():
         return ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")

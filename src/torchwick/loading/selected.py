@@ -12,10 +12,10 @@ from torchwick.checkpoint import tensors
 from torchwick.checkpoint.batch import Batch
 from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.verification import Verify, expecting
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.devices import MapLocation, is_faking, settle
 from torchwick.loading.source import WORTH_READING, Source
-from torchwick.loading.verification import Verify, expecting
 from torchwick.report import Progress, ProgressCallback
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
+from torchwick.checkpoint.verification import Expected, PinnedDigest, read_differently
 from torchwick.config import TransferConfig
 from torchwick.errors import MemoryLimitError
-from torchwick.loading.verification import Expected, PinnedDigest, read_differently
 from torchwick.loading.whole import Whole, complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
