@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torchwick.checkpoint.objects import Objects
 from torchwick.config import TransferConfig
-from torchwick.errors import FormatError, ObjectNotFoundError, StoreError
+from torchwick.errors import AccessDeniedError, FormatError, ObjectNotFoundError, StoreError, URIError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import Catalog, TensorEntry
 from torchwick.formats.dcp import METADATA, read_dcp
@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 _INDEX = ".index.json"
 _SHARD_HEAD = 64 << 10
 """Bytes of the first read of a shard: its header whole, with some 500 tensors; 64 of them in 4 MiB."""
+_MOST_TEXT = 1 << 30  # bytes of an index or of .metadata, which are held whole
 _AT_ONCE = 16  # shards looked into at the same time
 
 
@@ -59,17 +60,23 @@ class _Opener:
         try:
             cache = RangeCache(self.store, address, self.config)
         except StoreError as error:
-            if (
-                not isinstance(error, ObjectNotFoundError | IsADirectoryError)
-                or address.version
-                or address.query
-            ):
-                raise
-            listed = self._list(address.as_directory())
+            listed = self._instead(address, error)
             if not listed:
                 raise
             return self._chosen(address.as_directory(), listed)
         return _catalog_of(cache), Objects(address, self.store, self.config, {"": cache})
+
+    def _instead(self, address: URI, error: StoreError) -> dict[str, ObjectInfo] | None:
+        """Return what is in the directory of the name of an object that could not be read."""
+        is_directory = isinstance(error.__cause__, IsADirectoryError)
+        if not (is_directory or isinstance(error, ObjectNotFoundError)) or address.version or address.query:
+            return None
+        try:
+            return self._list(address.as_directory())
+        except StoreError:
+            if is_directory:
+                raise
+            return None  # that the object is not there says more
 
     def _list(self, directory: URI) -> dict[str, ObjectInfo] | None:
         """Return what is in a directory by name, or None where the store cannot tell."""
@@ -85,20 +92,32 @@ class _Opener:
         return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
 
     def _directory(self, directory: URI) -> tuple[Catalog, Objects]:
-        listed = self._list(directory)
+        try:
+            listed = self._list(directory)
+        except AccessDeniedError as error:  # the objects may be read none the less
+            if directory.scheme == "file":
+                raise
+            return self._guessed(directory, error)
         return self._guessed(directory) if listed is None else self._chosen(directory, listed)
 
     def _chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
         names = [METADATA] if METADATA in listed else choose(list(listed), directory)
         return self._named(directory, names, listed)
 
-    def _guessed(self, directory: URI) -> tuple[Catalog, Objects]:
-        """Try the names that a model may have, where there is no listing."""
+    def _guessed(self, directory: URI, denied: AccessDeniedError | None = None) -> tuple[Catalog, Objects]:
+        """Try the names that a model may have, where there is no listing.
+
+        To those who may not list them, S3 denies objects that are not there.
+        """
         for name in (METADATA, *KNOWN):
             try:
                 return self._named(directory, [name], {})
             except ObjectNotFoundError:
                 continue
+            except AccessDeniedError as error:
+                denied = denied or error
+        if denied is not None:
+            raise denied
         hint = "The server lists no directories: name the model's file, or its index."
         raise ObjectNotFoundError("none of the names that models have is there", uri=directory, hint=hint)
 
@@ -115,6 +134,9 @@ class _Opener:
 
     def _whole(self, uri: URI, info: ObjectInfo | None) -> bytes:
         cache = RangeCache(self.store, uri, self.config, info=info)
+        if (cache.info.size or 0) > _MOST_TEXT:
+            message = f"it has {cache.info.size} bytes, far more than a list of tensors takes"
+            raise FormatError(message, uri=uri, hint="Check the directory.")
         return bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
 
     def _indexed(
@@ -126,15 +148,14 @@ class _Opener:
         # A listing tells of no deeper folders.
         missing = [shard for shard in shards if listed and "/" not in shard and shard not in listed]
         if missing:
-            hint = "Upload the directory again, whole."
-            raise FormatError(f"the index names {missing[0][:200]!r}, which is not there", uri=uri, hint=hint)
+            raise _missing(missing[0], uri)
         return self._shards(directory, shards, listed, index)
 
     def _shards(
         self, directory: URI, shards: list[str], listed: Mapping[str, ObjectInfo], index: Index | None
     ) -> tuple[Catalog, Objects]:
         def look(shard: str) -> tuple[RangeCache, Catalog]:
-            cache = self._cache(directory, shard, listed)
+            cache = (self._cache if index is None else self._told)(directory, shard, listed)
             return cache, _catalog_of(cache)
 
         looked = dict(zip(shards, _at_once(look, shards), strict=True))
@@ -146,14 +167,26 @@ class _Opener:
         uri = directory.child(name)
         return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
 
+    def _told(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
+        """Look into a file that an index names, which a stranger may have written."""
+        try:
+            return self._cache(directory, name, listed)
+        except (URIError, ObjectNotFoundError) as error:
+            raise _missing(name, directory) from error
+
     def _distributed(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
         uri = directory.child(METADATA)
         catalog = read_dcp(self._whole(uri, listed.get(METADATA)), uri)
         files = sorted({piece.object for entry in catalog.entries.values() for piece in entry.pieces})
-        caches = dict(zip(files, _at_once(lambda f: self._cache(directory, f, listed), files), strict=True))
+        caches = dict(zip(files, _at_once(lambda f: self._told(directory, f, listed), files), strict=True))
         for entry in catalog.entries.values():
             _check_within(entry, caches, uri)
         return catalog, Objects(directory, self.store, self.config, caches)
+
+
+def _missing(name: str, uri: URI) -> FormatError:
+    hint = "Upload the directory again, whole."
+    return FormatError(f"its index names {name[:200]!r}, which is not in the directory", uri=uri, hint=hint)
 
 
 def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:

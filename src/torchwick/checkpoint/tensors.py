@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import torch
 
-from torchwick.errors import FormatError
+from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.catalog import contiguous
 from torchwick.formats.dtypes import DTYPES
 
 __all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
 
 
-def allocate(nbytes: int) -> torch.Tensor:
-    """Return memory that nothing has touched yet, aligned for any element."""
-    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+def allocate(nbytes: int, uri: object) -> torch.Tensor:
+    """Return memory that nothing has touched yet, aligned for any element.
+
+    Raises:
+        MemoryLimitError: the machine has not as much.
+    """
+    return _empty((nbytes,), torch.uint8, uri)
 
 
 def dtype_of(name: str, uri: object) -> torch.dtype:
@@ -37,11 +42,23 @@ def empty(dtype: str, shape: tuple[int, ...], uri: object) -> torch.Tensor:
 
     Raises:
         FormatError: torch has no such dtype, or not of that shape.
+        MemoryLimitError: the machine has not as much.
     """
     kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
     if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
         return torch.empty(0, dtype=kind, device="cpu").reshape(lengths)
-    return torch.empty(lengths, dtype=kind, device="cpu")
+    return _empty(lengths, kind, uri)
+
+
+def _empty(lengths: tuple[int, ...], kind: torch.dtype, uri: object) -> torch.Tensor:
+    try:
+        return torch.empty(lengths, dtype=kind, device="cpu")
+    except RuntimeError as error:  # for want of memory, all lengths being counts
+        needed = math.prod(lengths) * kind.itemsize
+        hint = "Read it in parts: get_slice(name)[…]."
+        raise MemoryLimitError(
+            f"there is no memory for {needed} bytes", uri=uri, hint=hint, needed=needed
+        ) from error
 
 
 def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:
