@@ -34,7 +34,8 @@ class Batch:
         self._groups = groups
         self._catalog = catalog
         self._objects = objects
-        self._memory = {region: tensors.allocate(len(region)) for group in groups for region in group.regions}
+        regions = [region for group in groups for region in group.regions]
+        self._memory = {region: tensors.allocate(len(region), objects.uri) for region in regions}
         self.request = Request(objects)
         for region, memory in self._memory.items():
             self.request.add(region.object, Fill(region.start, writable_bytes(memory)))

@@ -51,6 +51,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     ) -> None:
         self.close()
 
+    __eq__ = object.__eq__  # a mapping's would read both, to compare tensors
+    __hash__ = object.__hash__
+
     def close(self) -> None:
         """Read nothing more; tensors that were read stay."""
         self._closed = True

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torchwick.checkpoint.objects import Objects
 from torchwick.config import TransferConfig
-from torchwick.errors import FormatError, ObjectNotFoundError, StoreError, URIError
+from torchwick.errors import AccessDeniedError, FormatError, ObjectNotFoundError, StoreError, URIError
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import Catalog, TensorEntry
 from torchwick.formats.dcp import METADATA, read_dcp
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _INDEX = ".index.json"
 _SHARD_HEAD = 64 << 10
 """Bytes of the first read of a shard: its header whole, with some 500 tensors; 64 of them in 4 MiB."""
+_MOST_TEXT = 1 << 30  # bytes of an index or of .metadata, which are held whole
 _AT_ONCE = 16  # shards looked into at the same time
 
 
@@ -91,7 +92,12 @@ class _Opener:
             directory = replace(address, key=address.key.removesuffix(name), version=None)
             return self._named(directory, [name], {})
         directory = address.as_directory()
-        listed = self.listed(directory)
+        try:
+            listed = self.listed(directory)
+        except AccessDeniedError as error:  # the objects may be read none the less
+            if directory.scheme == "file":
+                raise
+            return self._guessed(directory, error)
         return self._guessed(directory) if listed is None else self.chosen(directory, listed)
 
     def listed(self, directory: URI) -> dict[str, ObjectInfo] | None:
@@ -111,13 +117,20 @@ class _Opener:
         names = [METADATA] if METADATA in listed else choose(list(listed), directory)
         return self._named(directory, names, listed)
 
-    def _guessed(self, directory: URI) -> tuple[Catalog, Objects]:
-        """Try the names that a model may have, where there is no listing."""
+    def _guessed(self, directory: URI, denied: AccessDeniedError | None = None) -> tuple[Catalog, Objects]:
+        """Try the names that a model may have, where there is no listing.
+
+        To those who may not list them, S3 denies objects that are not there.
+        """
         for name in (METADATA, *KNOWN):
             try:
                 return self._named(directory, [name], {})
             except ObjectNotFoundError:
                 continue
+            except AccessDeniedError as error:
+                denied = denied or error
+        if denied is not None:
+            raise denied
         hint = "The server lists no directories: name the model's file, or its index."
         raise ObjectNotFoundError("none of the names that models have is there", uri=directory, hint=hint)
 
@@ -134,6 +147,9 @@ class _Opener:
 
     def _whole(self, uri: URI, info: ObjectInfo | None) -> bytes:
         cache = RangeCache(self.store, uri, self.config, info=info)
+        if (cache.info.size or 0) > _MOST_TEXT:
+            message = f"it has {cache.info.size} bytes, far more than a list of tensors takes"
+            raise FormatError(message, uri=uri, hint="Check the directory.")
         return bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
 
     def _indexed(
@@ -145,15 +161,14 @@ class _Opener:
         # A listing tells of no deeper folders.
         missing = [shard for shard in shards if listed and "/" not in shard and shard not in listed]
         if missing:
-            hint = "Upload the directory again, whole."
-            raise FormatError(f"the index names {missing[0][:200]!r}, which is not there", uri=uri, hint=hint)
+            raise _missing(missing[0], uri)
         return self._shards(directory, shards, listed, index)
 
     def _shards(
         self, directory: URI, shards: list[str], listed: Mapping[str, ObjectInfo], index: Index | None
     ) -> tuple[Catalog, Objects]:
         def look(shard: str) -> tuple[RangeCache, Catalog]:
-            cache = self._cache(directory, shard, listed)
+            cache = (self._cache if index is None else self._told)(directory, shard, listed)
             return cache, _catalog_of(cache)
 
         looked = dict(zip(shards, _at_once(look, shards), strict=True))
@@ -162,20 +177,31 @@ class _Opener:
         return catalog, Objects(directory, self.store, self.config, caches)
 
     def _cache(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
+        uri = directory.child(name)
+        return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
+
+    def _told(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
+        """Look into a file that an index names, which a stranger may have written."""
         try:
-            uri = directory.child(name)
+            return self._cache(directory, name, listed)
         except URIError as error:
             raise FormatError(error.message, uri=directory, hint=error.hint) from error
-        return RangeCache(self.store, uri, self.config, info=listed.get(name), read_ahead=_SHARD_HEAD)
+        except ObjectNotFoundError as error:
+            raise _missing(name, directory) from error
 
     def _distributed(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
         uri = directory.child(METADATA)
         catalog = read_dcp(self._whole(uri, listed.get(METADATA)), uri)
         files = sorted({piece.object for entry in catalog.entries.values() for piece in entry.pieces})
-        caches = dict(zip(files, _at_once(lambda f: self._cache(directory, f, listed), files), strict=True))
+        caches = dict(zip(files, _at_once(lambda f: self._told(directory, f, listed), files), strict=True))
         for entry in catalog.entries.values():
             _check_within(entry, caches, uri)
         return catalog, Objects(directory, self.store, self.config, caches)
+
+
+def _missing(name: str, uri: URI) -> FormatError:
+    hint = "Upload the directory again, whole."
+    return FormatError(f"its index names {name[:200]!r}, which is not in the directory", uri=uri, hint=hint)
 
 
 def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:

@@ -56,15 +56,14 @@ class Reader:
         return {name: found[name] for name in entries}
 
     def stream(self, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield tensors in the order of the objects and their bytes, while the next ones are being read.
+        """Return an iterator that yields tensors in the order of their bytes, while the next are being read.
 
         Raises:
             MemoryLimitError: one alone is larger than the memory limit.
             StoreError: they cannot be read.
         """
         entries = {name: self._catalog.entries[name] for name in names}
-        with Stream(groups(entries, self._objects.names), self._catalog, self._objects) as stream:
-            yield from stream
+        return _run(Stream(groups(entries, self._objects.names), self._catalog, self._objects))
 
     def _transfer(self, request: Request, total: int) -> None:
         self._objects.transfer([*request.parts(self._objects.part_size(total))])
@@ -130,7 +129,7 @@ class Reader:
         if stretches.numel * width > _MOST_SCRATCH and stretches.numel > 2 * numel and numel > 1:
             return self._halved(dtype, piece, box, stride)
         first = sum(at * step for at, step in zip(box.start, piece.stride, strict=True))
-        memory = tensors.allocate(stretches.numel * width)
+        memory = tensors.allocate(stretches.numel * width, self._objects.uri)
         buffer, length = writable_bytes(memory), stretches.length * width
         request = Request(self._objects)
         request.expect(piece.object, [piece.landmark] if piece.landmark else [])
@@ -143,7 +142,7 @@ class Reader:
         dense = (
             part.contiguous()
             if stretches.numel == numel
-            else part.clone(memory_format=torch.contiguous_format)
+            else tensors.empty(dtype, box.shape, self._objects.uri).copy_(part)
         )
         return dense.view(-1).view(
             box.shape
@@ -157,6 +156,11 @@ class Reader:
             part.narrow(dim, at, half.shape[dim]).copy_(self._strided(dtype, piece, half))
             at += half.shape[dim]
         return part
+
+
+def _run(stream: Stream) -> Iterator[tuple[str, torch.Tensor]]:
+    with stream:
+        yield from stream
 
 
 def _within(box: Box, piece: Piece | Packed) -> tuple[tuple[slice, ...], Box] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = ["Keys", "missing", "select"]
 
 Keys = str | Iterable[str] | Callable[[str], bool] | None
 _MOST_COMPARED = 20_000  # names; beyond, finding the likest ones takes seconds
+_LONGEST = 200  # letters of a name that is compared, or shown
 
 
 def select(keys: Keys, names: Mapping[str, Any], uri: object) -> list[str]:
@@ -56,14 +58,15 @@ def _meant(key: str, names: Mapping[str, Any], uri: object) -> list[str]:
     return found
 
 
-def missing(key: str, names: Mapping[str, Any], uri: object) -> TensorNotFoundError:
+def missing(key: object, names: Mapping[str, Any], uri: object) -> TensorNotFoundError:
     """Return the error for a name that means nothing, which tells the likest there are."""
-    compared = list(names)[:_MOST_COMPARED]
-    near = difflib.get_close_matches(key, compared, n=3, cutoff=0.5)
+    key = key if isinstance(key, str) else repr(key)
+    compared = [name for name in itertools.islice(names, _MOST_COMPARED) if len(name) <= _LONGEST]
+    near = difflib.get_close_matches(key[:_LONGEST], compared, n=3, cutoff=0.5)
     near = near or [name for name in compared if name.endswith(f".{key}")][:3]
     if near:
         hint = f"Did you mean {' or '.join(map(repr, near))}?"
     else:
         few = ", ".join(map(repr, compared[:3]))
         hint = f"Among its {len(names)} are {few}." if len(names) > 3 else f"It has {few or 'none'}."
-    return TensorNotFoundError(f"there is no tensor {key[:200]!r}", uri=uri, hint=hint, name=key)
+    return TensorNotFoundError(f"there is no tensor {key[:_LONGEST]!r}", uri=uri, hint=hint, name=key)

@@ -62,7 +62,7 @@ def parse_index(index: Index, shape: tuple[int, ...]) -> tuple[Box, tuple[int, .
     items = list(index) if isinstance(index, tuple) else [index]
     if sum(item is Ellipsis for item in items) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
-    if Ellipsis not in items:
+    if not any(item is Ellipsis for item in items):  # `in` would ask arrays whether they are equal
         items.append(Ellipsis)
     at = next(at for at, item in enumerate(items) if item is Ellipsis)
     rest = len(shape) - (len(items) - 1)

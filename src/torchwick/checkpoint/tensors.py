@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import torch
 
-from torchwick.errors import FormatError
+from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.catalog import contiguous
 from torchwick.formats.dtypes import DTYPES
 
 __all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
 
 
-def allocate(nbytes: int) -> torch.Tensor:
-    """Return memory that nothing has touched yet, aligned for any element."""
-    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+def allocate(nbytes: int, uri: object) -> torch.Tensor:
+    """Return memory that nothing has touched yet, aligned for any element.
+
+    Raises:
+        MemoryLimitError: the machine has not as much.
+    """
+    return _empty((nbytes,), torch.uint8, uri)
 
 
 def dtype_of(name: str, uri: object) -> torch.dtype:
@@ -39,11 +44,24 @@ def empty(
 
     Raises:
         FormatError: torch has no such dtype, or not of that shape.
+        MemoryLimitError: the machine has not as much.
     """
     kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
     if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
         return torch.empty(0, dtype=kind, device=device).reshape(lengths)
-    return torch.empty(lengths, dtype=kind, device=device)
+    return _empty(lengths, kind, uri, device)
+
+
+def _empty(
+    lengths: tuple[int, ...], kind: torch.dtype, uri: object, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    try:
+        return torch.empty(lengths, dtype=kind, device=device)
+    except RuntimeError as error:  # for want of memory, all lengths being counts
+        needed = math.prod(lengths) * kind.itemsize
+        hint = "Read it in parts: get_slice(name)[…]."
+        message = f"there is no memory for {needed} bytes"
+        raise MemoryLimitError(message, uri=uri, hint=hint, needed=needed) from error
 
 
 def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:

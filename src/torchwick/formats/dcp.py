@@ -9,7 +9,9 @@ a file of torch.save's in itself.
 from __future__ import annotations
 
 import io
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -24,6 +26,9 @@ __all__ = ["METADATA", "read_dcp"]
 METADATA = ".metadata"
 """The file's name in its directory."""
 _METADATA_CLASS = "torch.distributed.checkpoint.metadata.Metadata"
+_MOST_DIMENSIONS = 64  # as many as torch's own loops take
+_MOST_SHARED = 1_000_000  # boxes, beyond those that have places of their own
+_MOST_CORNERS = 4_000_000  # of the boxes of one tensor: half of as many boxes where one dimension is cut
 _Stored = dict[tuple[str, tuple[int, ...]], tuple[str, int, int]]
 
 
@@ -46,6 +51,7 @@ def read_dcp(data: bytes, uri: object) -> Catalog:
 class _Reader:
     def __init__(self, uri: object) -> None:
         self._uri = uri
+        self._boxes = 0
 
     def read(self, data: bytes) -> Catalog:
         try:
@@ -98,8 +104,10 @@ class _Reader:
         return (name, () if offset is None else self._counts(offset)), (file, start, start + length)
 
     def _counts(self, values: object) -> tuple[int, ...]:
-        if not isinstance(values, Sequence) or not all(
-            type(value) is int and 0 <= value < 1 << 63 for value in values
+        if (
+            not isinstance(values, tuple | list)
+            or len(values) > _MOST_DIMENSIONS
+            or not all(type(value) is int and 0 <= value < 1 << 63 for value in values)
         ):
             self._refuse("an offset or a length is none")
         return tuple(values)
@@ -109,11 +117,18 @@ class _Reader:
         chunks = said["chunks"]
         if not isinstance(chunks, list):
             self._refuse(f"tensor {name[:100]!r} has no list of boxes")
-        pieces = tuple(self._packed(name, self._attributes(chunk), stored) for chunk in chunks)
+        self._boxes += len(chunks)
+        if self._boxes > _MOST_SHARED + 2 * len(stored):  # tensors that share their lists of boxes
+            self._refuse("it has far more boxes than places where one is stored")
+        boxes = (self._packed(name, self._attributes(chunk), stored) for chunk in chunks)
+        pieces = tuple(box for box in boxes if 0 not in box.shape)  # a rank may have had no row to save
         if 0 in shape:  # which may have been saved in no box at all, or in empty ones
             pieces = ()
         if not _tiles(pieces, shape):
             self._refuse(f"the boxes of tensor {name[:100]!r} do not make up its shape {list(shape[:16])}")
+        for piece in pieces:
+            if math.prod(piece.shape) * dtype.bits // 8 > piece.stop - piece.start:
+                self._refuse(f"a box of tensor {name[:100]!r} has more bytes than its place")
         return TensorEntry(dtype.name, shape, pieces)
 
     def _packed(self, name: str, box: dict[str, Any], stored: _Stored) -> Packed:
@@ -141,6 +156,10 @@ class _Reader:
 def _tiles(boxes: Sequence[Packed], shape: tuple[int, ...]) -> bool:
     """Whether boxes lie within a shape, apart from each other, and leave nothing out.
 
+    Taking differences along every dimension turns a box into its corners, of alternating sign, and can be
+    undone: boxes make up the whole if, and only if, their corners add up to those of the whole. No box has to
+    be compared with another.
+
     Example:
         >>> halves = [Packed("", 0, 9, (1, 4), (0, 0)), Packed("", 9, 18, (1, 4), (1, 0))]
         >>> _tiles(halves, (2, 4)), _tiles(halves[:1], (2, 4)), _tiles(halves[:1] * 2, (2, 4))
@@ -148,31 +167,26 @@ def _tiles(boxes: Sequence[Packed], shape: tuple[int, ...]) -> bool:
     """
     if 0 in shape:
         return True
-    for box in boxes:
-        if not len(box.shape) == len(box.origin) == len(shape):
-            return False
-        if any(
-            first + length > most for first, length, most in zip(box.origin, box.shape, shape, strict=True)
-        ):
-            return False
-    if sum(math.prod(box.shape) for box in boxes) != math.prod(shape):
+    if any(not len(box.shape) == len(box.origin) == len(shape) for box in boxes):
         return False
-    return not any(_overlap(one, other) for one, other in _near(boxes))
+    cut = [
+        dim
+        for dim, length in enumerate(shape)
+        if any((box.origin[dim], box.shape[dim]) != (0, length) for box in boxes)
+    ]
+    if len(boxes) << len(cut) > _MOST_CORNERS:
+        return False
+    sums = Counter[tuple[int, ...]]()
+    for box in boxes:
+        for corner, sign in _corners([(box.origin[dim], box.shape[dim]) for dim in cut]):
+            sums[corner] += sign
+    for corner, sign in _corners([(0, shape[dim]) for dim in cut]):
+        sums[corner] -= sign
+    return not any(sums.values())
 
 
-def _near(boxes: Sequence[Packed]) -> Iterator[tuple[Packed, Packed]]:
-    """Return pairs of boxes that share rows: with many boxes few pairs do, and only these can overlap."""
-    open_ones: list[Packed] = []
-    for box in sorted(
-        (box for box in boxes if box.origin and 0 not in box.shape), key=lambda box: box.origin
-    ):
-        open_ones = [other for other in open_ones if other.origin[0] + other.shape[0] > box.origin[0]]
-        yield from ((box, other) for other in open_ones)
-        open_ones.append(box)
-
-
-def _overlap(one: Packed, other: Packed) -> bool:
-    return all(
-        a < b + b_length and b < a + a_length
-        for a, a_length, b, b_length in zip(one.origin, one.shape, other.origin, other.shape, strict=True)
-    )
+def _corners(sides: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Return the corners of a box: the sign of each is that of how many of its sides are at their ends."""
+    ends = [((first, 1), (first + length, -1)) for first, length in sides]
+    for corner in itertools.product(*ends):
+        yield tuple(at for at, _ in corner), math.prod(sign for _, sign in corner)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -17,7 +18,11 @@ from torchwick.formats.stand_ins import Recorder, StorageFact, StorageStandIn
 __all__ = ["Contents", "TensorFact", "flatten"]
 
 _MOST_NAMES = 1_000_000  # two orders above the largest checkpoints; containers that share can unfold to more
-_MOST_LETTERS = 256 << 20  # of all names together
+_MOST_LETTERS = 128 << 20  # of all names together
+_MOST_STEPS = 2_000_000  # items looked at; those without a name of their own among them
+_LONGEST_NAME = 100_000  # letters: one key in containers in containers makes names of gigabytes
+_MOST_WRAPPED = 8  # wrappers of one tensor, such as a parameter's
+_MOST_DIMENSIONS = 64  # as many as torch's own loops take
 _DEEPEST = 100  # containers in containers
 _LONGEST = 60  # characters of a value in a few words
 _SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
@@ -61,6 +66,9 @@ def flatten(value: object, uri: object) -> Contents:
     return _Walk(uri).run(value)
 
 
+_UNFOLDS = "its containers, which share their items, unfold to more than any checkpoint holds"
+
+
 class _Walk:
     """Goes through containers, depth first, without recursion: a pickle nests them as deep as it likes."""
 
@@ -68,6 +76,10 @@ class _Walk:
         self._uri = uri
         self._found = Contents()
         self._letters = 0
+        self._steps = 0
+        self._numbers: dict[str, int] = {}
+        self._facts: dict[int, TensorFact | None] = {}  # by identity: one may be met a million times
+        self._flat: dict[int, bool] = {}
 
     def run(self, value: object) -> Contents:
         ways: list[Iterator[tuple[str, object, bool]]] = [iter([("", value, True)])]
@@ -79,6 +91,7 @@ class _Walk:
                 del inside[len(ways) - 1 :]
                 continue
             name, item, told = step
+            self._count(name)
             children = self._visit(name, item, told=told)
             if children is None or id(item) in inside:
                 continue
@@ -90,39 +103,59 @@ class _Walk:
 
     def _visit(self, name: str, item: object, *, told: bool) -> Iterator[tuple[str, object, bool]] | None:
         """Note what is no container; return the items of what is one."""
-        fact = _tensor(item)
+        fact = self._tensor(item)
         if fact is not None:
             self._found.tensors[self._free(self._found.tensors, name or _ALONE)] = fact
             return None
-        children = _children(name, item, told=told)
+        children = self._children(name, item, told=told)
         if told and (children is None or isinstance(item, Recorder)):
             self._found.others[self._free(self._found.others, name or "value")] = _words(item)
         return children
 
     def _free(self, names: dict[str, Any], name: str) -> str:
         """Return the name, with a number if it is taken."""
-        free, number = name, 2
+        free = name
         while free in names:
-            free, number = f"{name} ({number})", number + 1
-        self._letters += len(free)
-        if len(names) >= _MOST_NAMES or self._letters > _MOST_LETTERS:
-            self._refuse("its containers, which share their items, unfold to more than any checkpoint holds")
+            number = self._numbers[name] = self._numbers.get(name, 1) + 1
+            free = f"{name} ({number})"
+        if len(names) >= _MOST_NAMES:
+            self._refuse(_UNFOLDS)
         return free
+
+    def _count(self, name: str) -> None:
+        """Bound the time and the memory that a walk takes, whatever it finds."""
+        self._steps += 1
+        self._letters += len(name)
+        if len(name) > _LONGEST_NAME:
+            self._refuse(f"a name of {len(name)} letters is in it")
+        if self._steps > _MOST_STEPS or self._letters > _MOST_LETTERS:
+            self._refuse(_UNFOLDS)
+
+    def _tensor(self, item: object) -> TensorFact | None:
+        if not isinstance(item, Recorder):
+            return None
+        if id(item) not in self._facts:
+            self._facts[id(item)] = _tensor(item)
+        return self._facts[id(item)]
+
+    def _children(self, name: str, item: object, *, told: bool) -> Iterator[tuple[str, object, bool]] | None:
+        """Return a container's items, their names, and whether those without tensors are worth telling."""
+        if isinstance(item, Recorder):
+            return _of_object(name, item)
+        if isinstance(item, dict):
+            return _named(name, item.items(), told=told) if item else None
+        if isinstance(item, list | tuple | set | frozenset) and not self._is_flat(item):
+            return _named(name, enumerate(item), told=told)
+        return None
+
+    def _is_flat(self, items: Collection[object]) -> bool:
+        if id(items) not in self._flat:
+            self._flat[id(items)] = _flat(items)
+        return self._flat[id(items)]
 
     def _refuse(self, message: str) -> NoReturn:
         hint = "It is corrupt, or made to do harm: upload it again, from a source you trust."
         raise FormatError(message, uri=self._uri, hint=hint)
-
-
-def _children(name: str, item: object, *, told: bool) -> Iterator[tuple[str, object, bool]] | None:
-    """Return the items of a container, their names, and whether those without tensors are worth telling."""
-    if isinstance(item, Recorder):
-        return _of_object(name, item)
-    if isinstance(item, dict):
-        return _named(name, item.items(), told=told) if item else None
-    if isinstance(item, list | tuple | set | frozenset) and not all(isinstance(i, _SCALARS) for i in item):
-        return _named(name, enumerate(item), told=told)
-    return None
 
 
 def _named(
@@ -142,13 +175,11 @@ def _of_object(name: str, item: Recorder) -> Iterator[tuple[str, object, bool]]:
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):  # (attributes, slots)
         state = state[0]
     attributes = state if isinstance(state, dict) else {}
-    for member in ("_parameters", "_buffers", "_modules"):
+    for member in _OF_MODULES:
         inner = attributes.get(member)
         if isinstance(inner, dict):
             yield from _named(name, inner.items(), told=False)
-    rest = {
-        key: value for key, value in attributes.items() if key not in ("_parameters", "_buffers", "_modules")
-    }
+    rest = {key: value for key, value in attributes.items() if key not in _OF_MODULES}
     yield from _named(name, rest.items(), told=False)
     yield from _named(name, item.items or (), told=False)
     yield from _named(name, enumerate(item.elements or ()), told=False)
@@ -178,19 +209,26 @@ def _flat(items: Iterable[object]) -> bool:
     return all(isinstance(item, _SCALARS) for item in items)
 
 
-def _tensor(item: object) -> TensorFact | None:
-    """Return what a stand-in says of a tensor, if it is one whose place in the file it tells."""
-    if not isinstance(item, Recorder):
-        return None
-    return _rebuilt(type(item).name, item.arguments)
-
-
 _WRAPPERS = (
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Buffer",
     "torch.nn.parameter.Parameter",
 )
+
+
+def _tensor(item: Recorder) -> TensorFact | None:
+    """Return what a stand-in says of a tensor, if it is one whose place in the file it tells."""
+    name, arguments = type(item).name, item.arguments
+    for _ in range(_MOST_WRAPPED):
+        match name, arguments:
+            case _, (Recorder() as inner, *_) if name in _WRAPPERS:
+                name, arguments = type(inner).name, inner.arguments
+            case "torch._tensor._rebuild_from_type_v2", (type() as function, _, tuple(passed), *_):
+                name, arguments = getattr(function, "name", ""), passed
+            case _:
+                return _rebuilt(name, arguments)
+    return None
 
 
 def _rebuilt(name: str, arguments: tuple[Any, ...]) -> TensorFact | None:
@@ -216,10 +254,6 @@ def _rebuilt(name: str, arguments: tuple[Any, ...]) -> TensorFact | None:
         ):
             dtype = of_torch(getattr(kind, "name", "").removeprefix("torch."))
             return _view(storage.fact, dtype, (offset, size, stride), rest[0] if rest else None)
-        case _, (Recorder() as inner, *_) if name in _WRAPPERS:
-            return _tensor(inner)
-        case "torch._tensor._rebuild_from_type_v2", (type() as function, _, tuple(passed), *_):
-            return _rebuilt(getattr(function, "name", ""), passed)
     return None
 
 
@@ -230,7 +264,11 @@ def _view(
     numbers = (offset, *size, *stride)
     if dtype is None or dtype.bits < 8 or storage.is_view or len(size) != len(stride):
         return None
+    if len(size) > _MOST_DIMENSIONS:
+        return None
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        return None
+    if math.prod(size) >= 1 << 63:  # spread over one element, it takes no bytes: torch cannot count it either
         return None
     lazy = _lazy(metadata)
     if lazy is None:

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torchwick.errors import FormatError
 
@@ -34,6 +35,7 @@ _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
 _MOST_NAMED = 8  # files in a message
+_MOST_SHARDS = 10_000  # of each the header is read; the largest models have some hundreds
 _NOT_MODELS = (
     "training_args.bin",
     "optimizer.bin",
@@ -109,15 +111,12 @@ def _shards(found: list[str], uri: object) -> list[str]:
         several = [f"{stem}-*-of-{count}{ending}" for stem, count, ending in sets]
         return _only([*several, *(name for name in found if not _NUMBERED.fullmatch(name))], uri)
     stem, count, ending = sets[0]
-    missing = [
-        name
-        for number in range(1, int(count) + 1)
-        if (name := f"{stem}-{number:05}-of-{count}{ending}") not in found
-    ]
+    wanted = [f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+    missing = sorted(set(wanted).difference(found))
     if missing:
         hint = "Upload it again, whole."
         raise FormatError(f"shards are missing from the directory: {_few(missing)}", uri=uri, hint=hint)
-    return found
+    return _only(found, uri) if set(found) != set(wanted) else found
 
 
 def _few(names: Sequence[str]) -> str:
@@ -136,7 +135,8 @@ def read_index(data: bytes, uri: object) -> Index:
         {'w': 'model-00001-of-00001.safetensors'}
     """
     try:
-        said = json.loads(data.decode("utf-8"))
+        said = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        texts = _texts(said)
     except (ValueError, RecursionError) as error:
         raise _corrupt(f"it is no JSON: {str(error)[:200]}", uri) from None
     shard_of = said.get("weight_map") if isinstance(said, dict) else None
@@ -144,9 +144,23 @@ def read_index(data: bytes, uri: object) -> Index:
         raise _corrupt("it lacks the weight_map from names to files", uri)
     if not shard_of:
         raise _corrupt("its weight_map is empty", uri)
-    metadata = said.get("metadata")
-    texts = {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    if len(set(shard_of.values())) > _MOST_SHARDS:
+        raise _corrupt(f"it names more than {_MOST_SHARDS} files", uri)
     return Index(shard_of, texts)
+
+
+def _texts(said: Any) -> dict[str, str]:
+    metadata = said.get("metadata") if isinstance(said, dict) else None
+    if not isinstance(metadata, dict):
+        return {}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # readers differ in which they take
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _corrupt(message: str, uri: object) -> FormatError:

@@ -14,6 +14,10 @@ from typing import Any, ClassVar, Self
 __all__ = ["AbsurdError", "Recorder", "StorageFact", "StorageStandIn", "few", "stand_in"]
 
 
+_MOST_DIMENSIONS = 1000  # more than torch makes tensors of
+_MOST_COPIED = 2_000_000  # items of mappings that are made of others: some 200 MB
+
+
 class AbsurdError(Exception):
     """The pickle asks for something that no pickler writes down."""
 
@@ -78,13 +82,22 @@ class _Size(Recorder):
     """Stands in for ``torch.Size`` by the tuple it is."""
 
     def __new__(cls, lengths: Any = ()) -> Any:
+        if len(lengths) > _MOST_DIMENSIONS:  # each call would copy them
+            raise AbsurdError(f"it makes a {cls.name} of {len(lengths)} lengths")
         return tuple(lengths)
 
 
 class _Mapping(dict[Any, Any]):
     """Stands in for a mapping of the standard library's, whose attributes are of no interest."""
 
+    name: ClassVar[str] = "?"
+    copied: ClassVar[int] = 0
+
     def __init__(self, items: Any = ()) -> None:
+        kind = type(self)  # one for each pickle
+        kind.copied += len(items)
+        if kind.copied > _MOST_COPIED:  # a list that is met again and again would be copied as often
+            raise AbsurdError(f"it copies more than {_MOST_COPIED} items into a {kind.name}")
         super().__init__(items)
 
     def __setstate__(self, state: object) -> None: ...
