@@ -236,9 +236,10 @@ class TestTheWhole:
         ranges = [each for each, is_wanted in zip(cut(CONTENT, cuts), wanted, strict=False) if is_wanted]
         fills = [Fill(a, memoryview(bytearray(b - a))) for a, b in ranges]
         stops = [len(CONTENT)] if known == "stream" else sorted({*stops, len(CONTENT)})
-        whole = complete(fills, cache, len(CONTENT), stops)
+        whole = complete(ranges, cache, len(CONTENT), stops)
         assert whole is not None
-        parts = plan(cache.info, whole.fills, 50_000, stops)
+        whole, everything = whole.fills(fills, ranged=cache.info.ranged)
+        parts = plan(cache.info, everything, 50_000, stops)
         pieces = {part.start: part.buffers for part in parts} | whole.known
         for part in parts:
             at = part.start
@@ -272,8 +273,7 @@ class TestTheWhole:
     def test_what_cannot_be_completed(
         self, fills: list[tuple[int, int]], caches: dict[str, RangeCache]
     ) -> None:
-        wanted = [Fill(a, memoryview(bytearray(b - a))) for a, b in fills]
-        assert complete(wanted, caches["head"], len(CONTENT), []) is None
+        assert complete(fills, caches["head"], len(CONTENT), []) is None
 
     def test_an_unknown_size(self, caches: dict[str, RangeCache]) -> None:
         assert complete([], caches["head"], None, []) is None

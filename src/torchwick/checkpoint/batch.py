@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.checkpoint.layout import Group, Region
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.request import Request
+from torchwick.checkpoint.tensors import allocate
 from torchwick.formats.catalog import Catalog, Packed, Piece, TensorEntry
 from torchwick.formats.torch_catalog import misplaced, unpack
 from torchwick.transfer import Fill
@@ -28,14 +29,20 @@ class Batch:
         groups: what is read.
         catalog: where it is.
         objects: where that is.
+        into: memory that is there already, by the name of the one tensor of a group.
     """
 
-    def __init__(self, groups: Sequence[Group], catalog: Catalog, objects: Objects) -> None:
+    def __init__(
+        self, groups: Sequence[Group], catalog: Catalog, objects: Objects, into: Mapping[str, torch.Tensor]
+    ) -> None:
         self._groups = groups
         self._catalog = catalog
         self._objects = objects
-        regions = [region for group in groups for region in group.regions]
-        self._memory = {region: tensors.allocate(len(region), objects.uri) for region in regions}
+        self._memory = {
+            region: into[group.names[0]] if group.names[0] in into else allocate(len(region), objects.uri)
+            for group in groups
+            for region in group.regions
+        }
         self.request = Request(objects)
         for region, memory in self._memory.items():
             self.request.add(region.object, Fill(region.start, writable_bytes(memory)))

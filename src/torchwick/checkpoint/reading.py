@@ -50,7 +50,7 @@ class Reader:
         """
         entries = {name: self._catalog.entries[name] for name in names}
         wanted = groups(entries, self._objects.names)
-        batch = Batch(wanted, self._catalog, self._objects)
+        batch = Batch(wanted, self._catalog, self._objects, {})
         self._transfer(batch.request, sum(group.nbytes for group in wanted))
         found = dict(batch.tensors())
         return {name: found[name] for name in entries}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from torchwick.checkpoint.layout import bridges
+from torchwick.checkpoint.layout import Group, bridges
 from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.watch import Watch, Watched
 from torchwick.formats.catalog import Landmark
 from torchwick.formats.torch_catalog import misplaced
-from torchwick.transfer import NO_WITNESS, Fill, Part, Witness, plan
+from torchwick.transfer import Fill, Part, Witness, plan
 
-__all__ = ["Request"]
+__all__ = ["Request", "wanted"]
 
 _WORTH_A_REQUEST = 128 << 10
 """Bytes of a gap that are rather read than asked around: 1.5 ms of a connection at S3's 85 MB/s."""
@@ -48,10 +49,23 @@ class Request:
         """Return what is to be read of an object, small gaps between included."""
         return _bridged(self._fills[name])
 
-    def parts(self, part_size: int, witness: Witness = NO_WITNESS) -> Iterator[Part]:
+    def parts(self, part_size: int) -> Iterator[Part]:
         """Return the requests that bring it, in the order of the objects and their bytes."""
         for name in self._objects.names:
-            yield from plan(self._objects[name].info, self.fills(name), part_size, witness=witness)
+            yield from plan(self._objects[name].info, self.fills(name), part_size)
+
+    def seen_parts(self, part_size: int, waits: Witness, watches: Mapping[str, Watch]) -> Iterator[Part]:
+        """Return the same, told to who waits for it and to who watches over its objects.
+
+        Of an object that is watched over, no byte is read but those that were asked for.
+        """
+        for name in self._objects.names:
+            info, watch = self._objects[name].info, watches.get(name)
+            if watch is None:
+                yield from plan(info, self.fills(name), part_size, witness=waits)
+            else:
+                both = Watched(watch.witness, waits)
+                yield from plan(info, self._fills[name], part_size, watch.stops, both)
 
     def check(self) -> None:
         """Look at the landmarks, all bytes being there.
@@ -63,6 +77,15 @@ class Request:
             if not landmark.holds(bytes_):
                 raise misplaced(self._objects[name].info.uri)
             self._objects.saw(name, landmark)
+
+
+def wanted(name: str, groups: Iterable[Group], objects: Objects) -> list[tuple[int, int]]:
+    """Return the half-open ranges of an object that groups want and that are not known, in any order."""
+    ranges = set[tuple[int, int]]()
+    for region in (region for group in groups for region in group.regions if region.object == name):
+        ranges.add((region.start, region.stop))
+        ranges.update((mark.start, mark.stop) for mark in objects.unseen(name, region.landmarks))
+    return [range_ for range_ in ranges if objects[name].find(*range_) is None]
 
 
 def _bridged(fills: list[Fill]) -> list[Fill]:

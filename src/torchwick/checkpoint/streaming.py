@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -12,9 +12,10 @@ import torch
 from torchwick.checkpoint.batch import Batch
 from torchwick.checkpoint.layout import Group, batches
 from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.watch import Watch
 from torchwick.errors import MemoryLimitError
 from torchwick.formats.catalog import Catalog
-from torchwick.transfer import Ceiling, Gated, NoWitness, Part, Transfer
+from torchwick.transfer import Ceiling, Fill, Gated, NoWitness, Part, Transfer
 
 __all__ = ["Stream"]
 
@@ -50,17 +51,31 @@ class Stream:
         groups: what is read.
         catalog: where it is.
         objects: where that is.
+        into: memory of the caller's that tensors are read into, by the name of the one tensor of a group: as
+            many bytes as it has. It counts against no limit.
+        watches: who watches over objects, by the objects' names.
 
     Raises:
         MemoryLimitError: one group alone is larger than the limit.
     """
 
-    def __init__(self, groups: Sequence[Group], catalog: Catalog, objects: Objects) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        catalog: Catalog,
+        objects: Objects,
+        into: Mapping[str, torch.Tensor] | None = None,
+        watches: Mapping[str, Watch] | None = None,
+    ) -> None:
         self._catalog = catalog
         self._objects = objects
-        limit = _limit(groups, objects)
+        self._into = into or {}
+        self._watches = watches or {}
+        self._besides = {name: collections.deque(watch.besides) for name, watch in self._watches.items()}
+        limit = _limit([group for group in groups if group.names[0] not in self._into], objects)
         self._batches = batches(groups, min(_BATCH, limit // 4))
         self._ceiling = Ceiling(limit)
+        self._rank = {name: at for at, name in enumerate(objects.names)}
         self._changed = threading.Condition()
         self._awaited: collections.deque[_Awaited] = collections.deque()
         self._made_all = False
@@ -88,9 +103,11 @@ class Stream:
             awaited = self._next()
             self._ceiling.give(before)
             if awaited is None:
-                return
+                break
             yield from awaited.batch.tensors()
             before = awaited.held
+        for watch in self._watches.values():
+            watch.finish()
 
     def _next(self) -> _Awaited | None:
         """Wait for the batch that comes next; None after the last."""
@@ -109,19 +126,35 @@ class Stream:
 
     def _parts(self) -> Iterator[Part]:
         """Make batches, each once there is memory for it; called on the threads that read."""
-        for batch in self._batches:
-            held = sum(group.nbytes for group in batch)
+        for groups in self._batches:
+            held = sum(group.nbytes for group in groups if group.names[0] not in self._into)
             self._ceiling.take(held)
-            awaited = _Awaited(Batch(batch, self._catalog, self._objects), held, self._changed)
-            parts = [*awaited.batch.request.parts(self._objects.part_size(held), awaited)]
-            awaited.left = sum(map(len, parts))
-            with self._changed:
-                self._awaited.append(awaited)
-                self._changed.notify_all()
-            yield from parts
+            batch = Batch(groups, self._catalog, self._objects, self._into)
+            last = max(((r.object, r.stop) for g in groups for r in g.regions), key=self._place, default=None)
+            yield from self._parts_of(batch, held, last)
+        if any(self._besides.values()):
+            yield from self._parts_of(Batch([], self._catalog, self._objects, {}), 0, None)
         with self._changed:
             self._made_all = True
             self._changed.notify_all()
+
+    def _parts_of(self, batch: Batch, held: int, last: tuple[str, int] | None) -> Iterator[Part]:
+        """Make the parts of a batch, and of what is to be read besides up to the last byte of it."""
+        for name, besides in self._besides.items():
+            while besides and (last is None or self._place((name, besides[0][0])) < self._place(last)):
+                start, stop = besides.popleft()
+                batch.request.add(name, Fill(start, memoryview(bytearray(stop - start))))
+        awaited = _Awaited(batch, held, self._changed)
+        parts = [*batch.request.seen_parts(self._objects.part_size(held), awaited, self._watches)]
+        awaited.left = sum(map(len, parts))
+        with self._changed:
+            self._awaited.append(awaited)
+            self._changed.notify_all()
+        yield from parts
+
+    def _place(self, at: tuple[str, int]) -> tuple[int, int]:
+        """Return the place of a byte in the order of the objects and their bytes."""
+        return self._rank[at[0]], at[1]
 
     def _run(self) -> None:
         try:

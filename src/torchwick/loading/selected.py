@@ -53,7 +53,7 @@ class Selection:
     def read(self, *, verify: Verify, sha256: str | None) -> dict[str, torch.Tensor]:
         """Return the tensors, on the CPU."""
         wanted = groups(self._entries, self._objects.names)
-        batch = Batch(wanted, self._catalog, self._objects)
+        batch = Batch(wanted, self._catalog, self._objects, {})
         fills = [batch.request.fills(name) for name in self._objects.names]
         with ExitStack() as questions:
             for source, of_object in zip(self.sources, fills, strict=True):

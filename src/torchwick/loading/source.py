@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO, Literal
 
-from torchwick.checkpoint.verification import Expected, PinnedDigest, read_differently
+from torchwick.checkpoint.verification import Expected, PinnedDigest, StoredSums, read_differently
+from torchwick.checkpoint.watch import Watch
 from torchwick.config import TransferConfig
 from torchwick.errors import MemoryLimitError
-from torchwick.loading.whole import Whole, complete
+from torchwick.loading.whole import Range, Whole, complete
 from torchwick.report import Progress, ProgressCallback
 from torchwick.store import ObjectInfo, Store
 from torchwick.store.local import LocalStore
@@ -100,22 +102,38 @@ class Source:
             MemoryLimitError: to verify it, more would have to be read beside the tensors than is allowed.
         """
         expected = self.expected()
-        whole = None if expected is None else self._whole(expected, fills)
+        whole = None if expected is None else self._whole(expected, [(f.start, f.stop) for f in fills])
         if expected is None or whole is None:
             return Prepared(plan(self.info, fills, part_size))
-        parts = plan(self.info, whole.fills, part_size, expected.stops)
+        whole, everything = whole.fills(fills, ranged=self.info.ranged)
+        parts = plan(self.info, everything, part_size, expected.stops)
         witness = expected.witness({part.start: part.buffers for part in parts} | whole.known)
-        for start, pieces in whole.known.items():
-            for data in pieces:
-                witness.arrived(start, start + len(data), witness.update(data, 0))
-        watched = [replace(part, witness=witness) for part in parts]
-        return Prepared(watched, lambda: self._check(expected, witness, whole))
+        _show(witness, whole)
+        seen = [replace(part, witness=witness) for part in parts]
+        return Prepared(seen, partial(self._check, expected, witness, whole))
 
-    def _whole(self, expected: Expected, fills: Sequence[Fill]) -> Whole | None:
-        """Return all of the object, or None where to read it would cost more than it is worth."""
+    def watch(self, wanted: Iterable[Range]) -> Watch:
+        """Return what sees the bytes of a stream, and the ranges to be read besides so that it sees all.
+
+        A digest by the caller takes the bytes in order, which a stream does not bring: it is not watched.
+
+        Raises:
+            IntegrityError: it has to be verified, and nothing is known of it.
+            MemoryLimitError: see `prepare`.
+        """
+        expected = self.expected()
+        whole = None if not isinstance(expected, StoredSums) else self._whole(expected, wanted)
+        if not isinstance(expected, StoredSums) or whole is None:
+            return Watch()
+        witness = expected.witness(whole.known)
+        _show(witness, whole)
+        return Watch(witness, whole.missing, expected.stops, partial(self._check, expected, witness, whole))
+
+    def _whole(self, expected: Expected, wanted: Iterable[Range]) -> Whole | None:
+        """Return the rest of the object, or None where to read it would cost more than it is worth."""
         if len(expected.stops) > 1 and not self.info.ranged:  # of one stream there is one checksum
             return None
-        whole = complete(fills, self.cache, self.info.size, expected.stops)
+        whole = complete(wanted, self.cache, self.info.size, expected.stops)
         if whole is None or (whole.extra > WORTH_READING and not expected.required):
             _log.info("%s: not verified: it is read in part only", self.uri)
             return None
@@ -168,6 +186,13 @@ class Source:
     def _tell(self, done: int, total: int, connections: int) -> None:
         if self._on_progress is not None:
             self._on_progress(Progress(str(self.uri), done, total, connections))
+
+
+def _show(witness: Witness, whole: Whole) -> None:
+    """Have a witness see what is known already."""
+    for start, pieces in whole.known.items():
+        for data in pieces:
+            witness.arrived(start, start + len(data), witness.update(data, 0))
 
 
 def _digest(file: BinaryIO) -> str:

@@ -1,47 +1,60 @@
-"""Completes what a format wants of an object to all of it: a checksum is of every byte."""
+"""Completes what is wanted of an object to all of it: a checksum is of every byte."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from torchwick.transfer import Fill, RangeCache
 
-__all__ = ["Whole", "complete"]
+__all__ = ["Range", "Whole", "complete"]
+
+Range = tuple[int, int]
+"""A half-open range of an object."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Every byte of an object, once.
+    """What there is to an object besides what is wanted.
 
     Attributes:
-        fills: what is to be read.
+        missing: what no one wants but whoever verifies, and is not known.
         known: what was read before, by its start.
-        extra: bytes of `fills` that no one wants but whoever verifies.
         again: what was read before, and other memory that it is, or was, read into once more.
     """
 
-    fills: list[Fill]
-    known: dict[int, tuple[memoryview, ...]]
-    extra: int
-    again: list[tuple[memoryview, memoryview]]
+    missing: list[Range] = field(default_factory=list)
+    known: dict[int, tuple[memoryview, ...]] = field(default_factory=dict)
+    again: list[tuple[memoryview, memoryview]] = field(default_factory=list)
 
-    def as_one_stream(self) -> Whole:
-        """Return the same for a server that sends everything from byte 0, and so what is known as well."""
+    @property
+    def extra(self) -> int:
+        """Bytes that are missing."""
+        return sum(stop - start for start, stop in self.missing)
+
+    def fills(self, wanted: Sequence[Fill], *, ranged: bool) -> tuple[Whole, list[Fill]]:
+        """Return what reads all that is not known, and what is then known.
+
+        A server without ranges sends everything from byte 0, and so what is known as well.
+        """
+        rest = [Fill(start, memoryview(bytearray(stop - start))) for start, stop in self.missing]
+        if ranged or not (wanted or rest):
+            return self, [*wanted, *rest]
         repeated = [(Fill(at, memoryview(bytearray(len(d)))), d) for at, (d,) in self.known.items()]
         again = [(data, fill.buffer) for fill, data in repeated]
-        return Whole([*self.fills, *(fill for fill, _ in repeated)], {}, self.extra, self.again + again)
+        whole = Whole(self.missing, {}, self.again + again)
+        return whole, [*wanted, *rest, *(fill for fill, _ in repeated)]
 
 
 def complete(
-    fills: Sequence[Fill], cache: RangeCache, size: int | None, stops: Sequence[int]
+    wanted: Iterable[Range], cache: RangeCache, size: int | None, stops: Sequence[int]
 ) -> Whole | None:
-    """Return the whole object as what is wanted, what is known, and what is missing.
+    """Return what is known and what is missing of an object, besides what is wanted.
 
     Args:
-        fills: what is wanted, in any order.
+        wanted: in any order.
         cache: what is known.
         size: bytes of the object.
         stops: offsets that no known range may reach across.
@@ -49,30 +62,22 @@ def complete(
     Returns:
         None where the size is not known, or what is wanted overlaps.
     """
-    ordered = sorted((fill for fill in fills if len(fill.buffer)), key=lambda fill: fill.start)
-    starts, ends = [fill.start for fill in ordered], [fill.stop for fill in ordered]
+    ordered = sorted(range_ for range_ in wanted if range_[0] < range_[1])
+    starts, ends = [start for start, _ in ordered], [stop for _, stop in ordered]
     if size is None or any(end > start for end, start in zip(ends, [*starts[1:], size], strict=bool(ends))):
         return None
-    whole = Whole(list(ordered), {}, 0, [])
-    extra = 0
+    whole = Whole(again=cache.overlaps())
     for start, stop in zip([0, *ends], [*starts, size], strict=True):
-        for piece in _pieces(start, stop, cache, stops):
-            if isinstance(piece, Fill):
-                whole.fills.append(piece)
-                extra += len(piece.buffer)
+        for first, last in _pieces(start, stop, cache, stops):
+            known = cache.find(first, last)
+            if known is None:
+                whole.missing.append((first, last))
             else:
-                at, data = piece
-                whole.known[at] = (data,)
-    whole = Whole(whole.fills, whole.known, extra, cache.overlaps())
-    return whole if cache.info.ranged or not whole.fills else whole.as_one_stream()
+                whole.known[first] = (known,)
+    return whole
 
 
-def _pieces(
-    start: int, stop: int, cache: RangeCache, stops: Sequence[int]
-) -> Iterator[Fill | tuple[int, memoryview]]:
-    """Cover a gap by what the cache has of it, and by fills of memory of their own."""
+def _pieces(start: int, stop: int, cache: RangeCache, stops: Sequence[int]) -> Iterator[Range]:
+    """Cut a gap where what the cache knows of it begins and ends, and at the stops."""
     within = stops[bisect.bisect(stops, start) : bisect.bisect(stops, stop)]
-    edges = sorted({start, stop, *within, *cache.edges(start, stop)})
-    for first, last in itertools.pairwise(edges):
-        known = cache.find(first, last)
-        yield Fill(first, memoryview(bytearray(last - first))) if known is None else (first, known)
+    return itertools.pairwise(sorted({start, stop, *within, *cache.edges(start, stop)}))
