@@ -105,10 +105,9 @@ def _values(pair: TensorPair) -> list[str]:
         return []
     if values.equal:
         return ["values: equal, in other bits"]
-    count = f"{values.differing:,} of {math.prod(pair.shapes[0]):,} differ"
-    return [
-        f"values: {count}; largest {values.largest:.3g}, relative {values.relative:.3g}, mean {values.mean:.3g}"
-    ]
+    numbers = {"largest": values.largest, "relative": values.relative, "mean": values.mean}
+    told = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items())
+    return [f"values: {values.differing:,} of {math.prod(pair.shapes[0]):,} differ; {told}"]
 
 
 def _summary(found: Difference) -> str:

@@ -137,9 +137,7 @@ class _Witness:
         self._passage.arrived(start, self._data, value)
 
 
-def drain(
-    passages: Sequence[Passage], objects: Objects, on_progress: Callable[[int, int], object] | None
-) -> None:
+def drain(passages: Sequence[Passage], objects: Objects, on_progress: Callable[[int, int], object]) -> None:
     """Read every byte of objects.
 
     Args:
@@ -160,8 +158,7 @@ def drain(
         objects.spend(Transfer(objects.store, supply, objects.config, on_progress).run())
     for passage in passages:
         if passage not in ranged:
-            told = None if on_progress is None else _told(on_progress, total)
-            _stream(passage, objects, told)
+            _stream(passage, objects, total, on_progress)
             total += passage.seen
 
 
@@ -195,17 +192,14 @@ def _cut(stop: int, size: int, stops: Sequence[int], start: int = 0) -> Iterator
             start = end
 
 
-def _told(on_progress: Callable[[int, int], object], before: int) -> Callable[[int], object]:
-    return lambda there: on_progress(before + there, 1)
-
-
-def _stream(passage: Passage, objects: Objects, told: Callable[[int], object] | None) -> None:
+def _stream(
+    passage: Passage, objects: Objects, before: int, on_progress: Callable[[int, int], object]
+) -> None:
     """Read an object of which the server sends all or nothing."""
     sink = cast("BinaryIO", _Sink(passage))
 
     def check(there: int) -> None:
-        if told is not None:
-            told(there)
+        on_progress(before + there, 1)
 
     objects.spend(read_stream(objects.store, passage.info, objects.config, sink, check))
 

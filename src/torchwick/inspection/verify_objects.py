@@ -52,7 +52,9 @@ class Verifier:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="torchwick-verify") as pool:
             self._stored = dict(zip(names, pool.map(self._ask, names), strict=True))
         passages = {name: Passage(self._objects[name].info, self._watching(name)) for name in names}
-        drain(list(passages.values()), self._objects, self._told(on_progress))
+        told = self._told(on_progress)
+        drain(list(passages.values()), self._objects, told)
+        told(sum(passage.seen for passage in passages.values()), 0)
         counts = None if self._finite is None else self._finite.counts()
         tally = self._objects.tally
         return Verification(
@@ -99,13 +101,14 @@ class Verifier:
         found = [p.landmark for p in pieces if isinstance(p, Piece) and p.object == name]
         return Landmarks(landmark for landmark in found if landmark is not None), None
 
-    def _told(self, on_progress: ProgressCallback | None) -> Callable[[int, int], object] | None:
-        if on_progress is None:
-            return None
+    def _told(self, on_progress: ProgressCallback | None) -> Callable[[int, int], object]:
         uri, total = str(self._objects.uri), self._objects.size
-        return lambda done, connections: on_progress(
-            Progress(uri, done, done if total is None else total, connections)
-        )
+
+        def tell(done: int, connections: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(uri, done, done if total is None else total, connections))
+
+        return tell
 
     def _found(self, name: str, passage: Passage) -> VerifiedObject:
         landmarks, records = self._looks[name]
