@@ -91,7 +91,8 @@ class Elements:
         """
         flat, against = _flat(one), _flat(other)
         for at in range(0, flat.numel(), _AT_ONCE):
-            self._add(flat[at : at + _AT_ONCE], against[at : at + _AT_ONCE])
+            some = (elements[at : at + _AT_ONCE].contiguous() for elements in (flat, against))
+            self._add(*some)
 
     def _add(self, one: torch.Tensor, other: torch.Tensor) -> None:
         self._numel += one.numel()
