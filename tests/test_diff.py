@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from checkpoints.base import quiet, save_bytes
 from conftest import run_python
-from torchwick import FormatError, ObjectNotFoundError, TransferConfig
+from faults import S3Error
+from torchwick import AccessDeniedError, FormatError, ObjectNotFoundError, Progress, TransferConfig
 from torchwick.cli import app
 from torchwick.inspection import Difference, ValueDifference, diff
 
@@ -273,7 +274,27 @@ class TestValues:
             assert {pair.name for pair in found.different} == {"t0", "t7", "t39"}
 
 
+def test_how_far_it_is(tmp_path: Path) -> None:
+    a, b = put(tmp_path / "a.pt", STATE), put(tmp_path / "b.safetensors", STATE)
+    told: list[Progress] = []
+    diff(a, b, progress=told.append, transfer=TransferConfig(memory_limit=500_000))
+    total = sum(tensor.nbytes for tensor in STATE.values())
+    assert len(told) > 3
+    assert [progress.done for progress in told] == sorted({progress.done for progress in told})
+    assert (told[-1].uri, told[-1].done, told[-1].total) == (str(a), total, total)
+
+
 class TestRefused:
+    def test_what_cannot_be_read(self, faulty_s3: FaultyServer, tmp_path: Path) -> None:
+        state = {f"t{at}": torch.ones(250_000) for at in range(8)}
+        faulty_s3.put("models/b.pt", save_bytes(state))
+        faulty_s3.on(
+            S3Error(403, "AccessDenied"), where=lambda r: 5_000_000 < (r.range or (0,))[0] < 7_000_000
+        )
+        config = TransferConfig(memory_limit=8_000_000)
+        with pytest.raises(AccessDeniedError):
+            diff(put(tmp_path / "a.pt", state), "s3://models/b.pt", transfer=config)
+
     def test_what_is_not_there(self, tmp_path: Path) -> None:
         a = put(tmp_path / "a.pt", STATE)
         with pytest.raises(ObjectNotFoundError):

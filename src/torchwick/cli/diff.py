@@ -46,8 +46,15 @@ def diff(
     The exit status is 0 if they are equal, 1 if they are different, 2 if one could not be read.
     """
     with told(as_json=as_json, s3=s3, status=_NOT_COMPARED):
-        transfer = TransferConfig(memory_limit=memory_limit)
-        found = compare(a, b, values=values, strip=strip, s3=s3, transfer=transfer)
+        found = compare(
+            a,
+            b,
+            values=values,
+            strip=strip,
+            progress=sys.stderr.isatty(),
+            s3=s3,
+            transfer=TransferConfig(memory_limit=memory_limit),
+        )
     if as_json:
         json.dump(found.to_dict(), sys.stdout)
         sys.stdout.write("\n")

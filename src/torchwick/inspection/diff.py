@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
+from torchwick.report import ProgressCallback
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def diff(
     *,
     values: bool = True,
     strip: str = "",
+    progress: bool | ProgressCallback = False,
     s3: S3Config | None = None,
     transfer: TransferConfig | None = None,
 ) -> Difference:
@@ -143,6 +146,8 @@ def diff(
         b: the other.
         values: compare values; otherwise only headers are read.
         strip: what is taken away from names that begin with it, such as ``"module."``, on both sides.
+        progress: True for a bar on standard error, or a function, as for `torchwick.load`; it counts the
+            bytes of `a` that were compared.
         s3: who asks and which S3, for both; by default all of it is found as boto3 finds it.
         transfer: how fast and with how much memory.
 
@@ -177,7 +182,8 @@ def diff(
         if values and not same:
             from torchwick.inspection.diff_values import compare  # imports torch
 
-            found = compare((left, right), pairs, _memory_limit(config))
+            with watched(progress) as on_progress:
+                found = compare((left, right), pairs, _memory_limit(config), on_progress)
         return Difference(
             a=left.uri,
             b=right.uri,

@@ -13,6 +13,7 @@ import torch
 from torchwick.checkpoint import Checkpoint
 from torchwick.inspection.diff import ValueDifference
 from torchwick.inspection.diff_steps import Step, read_step, steps
+from torchwick.report import Progress, ProgressCallback
 
 __all__ = ["Elements", "compare"]
 
@@ -27,7 +28,10 @@ Read = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def compare(
-    sides: Sides, pairs: Mapping[str, tuple[str, str]], memory_limit: int
+    sides: Sides,
+    pairs: Mapping[str, tuple[str, str]],
+    memory_limit: int,
+    on_progress: ProgressCallback | None = None,
 ) -> dict[str, ValueDifference]:
     """Compare the values of all pairs of one shape.
 
@@ -35,6 +39,7 @@ def compare(
         sides: the checkpoints.
         pairs: the names in both, by the name that stands for both.
         memory_limit: bytes that may be held at once.
+        on_progress: told after each step of the bytes of the first side.
 
     Raises:
         StoreError: they cannot be read.
@@ -42,10 +47,15 @@ def compare(
     infos = {name: (sides[0].info(one), sides[1].info(other)) for name, (one, other) in pairs.items()}
     alike = [(name, both) for name, both in infos.items() if both[0].shape == both[1].shape]
     found = {name: Elements() for name, _ in alike}
+    done, total = 0, sum(one.nbytes for _, (one, _) in alike)
     for step, (left, right) in _read_ahead(sides, steps(alike, max(1, memory_limit // _SHARES)), pairs):
         for name in step.names:
-            one, other = pairs[name]
-            found[name].add(left.pop(one), right.pop(other))
+            one, other = (read.pop(own) for read, own in zip((left, right), pairs[name], strict=True))
+            done += one.nbytes
+            found[name].add(one, other)
+            del one, other  # the next step is being read into memory of its own
+        if on_progress is not None:
+            on_progress(Progress(sides[0].uri, done, total, 0))
     return {name: elements.result() for name, elements in found.items()}
 
 
