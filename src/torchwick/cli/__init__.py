@@ -8,9 +8,11 @@ import typer
 
 import torchwick
 from torchwick.cli.demo import demo
+from torchwick.cli.diff import diff
 from torchwick.cli.doctor import doctor
 from torchwick.cli.load import load
 from torchwick.cli.scan import scan
+from torchwick.cli.verify import verify
 
 __all__ = ["app"]
 
@@ -22,6 +24,8 @@ app = typer.Typer(
 app.command()(load)
 app.command()(doctor)
 app.command()(scan)
+app.command()(verify)
+app.command()(diff)
 app.command()(demo)
 
 
