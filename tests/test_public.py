@@ -21,6 +21,7 @@ SURFACE = [
     "LoadReport",
     "MemoryLimitError",
     "ObjectChangedError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
     "S3Config",

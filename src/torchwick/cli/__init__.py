@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import torchwick
+from torchwick.cli.convert import convert
 from torchwick.cli.demo import demo
 from torchwick.cli.doctor import doctor
 from torchwick.cli.load import load
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(load)
 app.command()(doctor)
 app.command()(scan)
+app.command()(convert)
 app.command()(demo)
 
 

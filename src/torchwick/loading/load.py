@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchwick.config import S3Config, TransferConfig
 from torchwick.formats.sniff import sniff
-from torchwick.loading.progress import watched
+from torchwick.progress import watched
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
