@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 import sys
 from typing import Any
 
@@ -13,9 +16,22 @@ from torchwick.formats.dtypes import DTYPES
 
 __all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
 
+_PAGES = 1 << 20
+"""Bytes from which on memory is a mapping of its own.
+
+glibc would take up to 32 MiB from its heaps, which do not shrink while anything behind the hole is in use: a
+stream within 64 MB then grows to several times that.
+"""
+
 
 def allocate(nbytes: int) -> torch.Tensor:
-    """Return memory that nothing has touched yet, aligned for any element."""
+    """Return memory that nothing has touched yet, aligned for any element; if it is large, the system gets it
+    back at the moment it is freed.
+    """
+    if nbytes >= _PAGES:
+        with contextlib.suppress(OSError):  # a process may have some 65,000 mappings
+            pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return torch.frombuffer(pages, dtype=torch.uint8)
     return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
 
@@ -41,7 +57,7 @@ def empty(dtype: str, shape: tuple[int, ...], uri: object) -> torch.Tensor:
     kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
     if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
         return torch.empty(0, dtype=kind, device="cpu").reshape(lengths)
-    return torch.empty(lengths, dtype=kind, device="cpu")
+    return allocate(math.prod(lengths) * kind.itemsize).view(kind).view(lengths)
 
 
 def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:
