@@ -25,8 +25,9 @@ stream within 64 MB then grows to several times that.
 
 
 def allocate(nbytes: int) -> torch.Tensor:
-    """Return memory that nothing has touched yet, aligned for any element; if it is large, the system gets it
-    back at the moment it is freed.
+    """Return memory that nothing has touched yet, aligned for any element.
+
+    If it is large, the system gets it back at the moment it is freed.
     """
     if nbytes >= _PAGES:
         with contextlib.suppress(OSError):  # a process may have some 65,000 mappings

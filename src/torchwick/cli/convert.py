@@ -52,6 +52,8 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Write a checkpoint of any format as safetensors, tensor by tensor, and show what was written."""
+    import torch  # noqa: F401 - whose import is no part of the time shown
+
     with told(as_json=as_json, s3=s3):
         report = write(
             src,
