@@ -22,6 +22,7 @@ SURFACE = [
     "LoadReport",
     "MemoryLimitError",
     "ObjectChangedError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
     "S3Config",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["S3Config", "TransferConfig"]
+__all__ = ["S3Config", "TransferConfig", "parse_size"]
 
 _CUSTOMER_KEY_BYTES = 32  # AES-256, the only algorithm of SSE-C (Amazon S3 user guide)
 
@@ -156,14 +156,23 @@ class TransferConfig:
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"TransferConfig.{name} must be a positive number, not {value!r}")
         if self.memory_limit != "auto":
-            _parse_size(self.memory_limit)
+            parse_size(self.memory_limit)
 
     def memory_bytes(self) -> int:
         """Return `memory_limit` in bytes, reading the machine's free memory where it is ``"auto"``."""
-        return _available_memory() // 2 if self.memory_limit == "auto" else _parse_size(self.memory_limit)
+        return _available_memory() // 2 if self.memory_limit == "auto" else parse_size(self.memory_limit)
 
 
-def _parse_size(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
+    """Return bytes, from a number or a text.
+
+    Raises:
+        ValueError: it is neither, or nothing.
+
+    Example:
+        >>> parse_size("5GB"), parse_size("512 MiB"), parse_size(7)
+        (5000000000, 536870912, 7)
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
     size_in_bytes = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
     if size_in_bytes <= 0:

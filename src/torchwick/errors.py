@@ -10,6 +10,7 @@
     └─ StoreError                             the place where the bytes live said no
        ├─ CredentialsError                    none found, expired, or rejected
        ├─ ObjectNotFoundError(FileNotFoundError)
+       ├─ ObjectExistsError(FileExistsError)  there is something at the destination already
        ├─ AccessDeniedError(PermissionError)
        ├─ ObjectChangedError                  overwritten while it was being read
        ├─ TransferError(ConnectionError)      the network gave up, after every retry
@@ -31,6 +32,7 @@ __all__ = [
     "IntegrityError",
     "MemoryLimitError",
     "ObjectChangedError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "StoreError",
     "TensorNotFoundError",
@@ -216,6 +218,10 @@ class CredentialsError(StoreError):
 
 class ObjectNotFoundError(StoreError, FileNotFoundError):
     """There is no such object, version or bucket."""
+
+
+class ObjectExistsError(StoreError, FileExistsError):
+    """There is something at the destination already; it is left as it is."""
 
 
 class AccessDeniedError(StoreError, PermissionError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import sys
 from typing import Any
 
@@ -14,13 +16,26 @@ from torchwick.formats.dtypes import DTYPES
 
 __all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
 
+_PAGES = 1 << 20
+"""Bytes from which on memory is a mapping of its own.
+
+glibc would take up to 32 MiB from its heaps, which do not shrink while anything behind the hole is in use: a
+stream within 64 MB then grows to several times that.
+"""
+
 
 def allocate(nbytes: int, uri: object) -> torch.Tensor:
     """Return memory that nothing has touched yet, aligned for any element.
 
+    If it is large, the system gets it back at the moment it is freed.
+
     Raises:
         MemoryLimitError: the machine has not as much.
     """
+    if nbytes >= _PAGES:
+        with contextlib.suppress(OSError):  # a process may have some 65,000 mappings
+            pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return torch.frombuffer(pages, dtype=torch.uint8)
     return _empty((nbytes,), torch.uint8, uri)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import torchwick
+from torchwick.cli.convert import convert
 from torchwick.cli.demo import demo
 from torchwick.cli.diff import diff
 from torchwick.cli.doctor import doctor
@@ -26,6 +27,7 @@ app.command()(doctor)
 app.command()(scan)
 app.command()(verify)
 app.command()(diff)
+app.command()(convert)
 app.command()(demo)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import shlex
@@ -16,11 +17,17 @@ from rich.text import Text
 
 from torchwick.cli.options import KEY_FILE, as_options, option_of
 from torchwick.config import S3Config
-from torchwick.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TorchwickError
+from torchwick.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+    TorchwickError,
+)
 
 __all__ = ["told"]
 
-_CLEAR = (ObjectChangedError, ObjectNotFoundError)
+_CLEAR = (ObjectChangedError, ObjectExistsError, ObjectNotFoundError)
 """Refusals of the store's about which there is nothing more to find out."""
 
 _OPTIONS = {
@@ -30,6 +37,9 @@ _OPTIONS = {
     "verify": "without --verify",
     "sha256": "--sha256",
     "memory_limit": "--memory-limit",
+    "overwrite": "--overwrite",
+    "keys": "--keys",
+    "rename": "--rename",
 }
 _NAMED = re.compile(r"Config\.(\w+)|(?:Config\(|(?<!\S))(\w+)=")  # not region=… in a key
 
@@ -56,9 +66,14 @@ def told(*, as_json: bool, s3: S3Config | None = None, status: int = 1) -> Itera
             name = Text(type(error).__name__, style="bold red")
             console = Console(stderr=True, soft_wrap=True)
             console.print(name, Text(f"{error}{_as_options(error)}"))
-            if isinstance(error, StoreError) and not isinstance(error, _CLEAR):
+            if isinstance(error, StoreError) and not _is_clear(error):
                 console.print(Text(f"To find out more: {_doctor(error, s3 or S3Config())}", style="dim"))
         raise typer.Exit(status) from error
+
+
+def _is_clear(error: StoreError) -> bool:
+    """Whether there is nothing to find out: nor is there where this machine's own system refused."""
+    return isinstance(error, _CLEAR) or error.code in errno.errorcode.values()
 
 
 def _as_options(error: Exception) -> str:

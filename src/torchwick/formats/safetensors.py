@@ -1,4 +1,4 @@
-"""Reads a safetensors header into a `Catalog`, believing nothing it says before it is checked.
+"""Reads a safetensors header into a `Catalog`, believing nothing before it is checked; and writes headers.
 
 The format, from its specification (github.com/huggingface/safetensors, "Format"): 8 bytes of header length
 N as a little-endian integer, N bytes of JSON that start with ``{`` and may be padded with spaces, then the
@@ -8,20 +8,23 @@ tensors' bytes, without holes or overlaps. ``data_offsets`` count from the end o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torchwick.errors import FormatError
 from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
 from torchwick.formats.dtypes import SAFETENSORS_BITS
 
-__all__ = ["header_length", "looks_like", "read_catalog"]
+__all__ = ["header", "header_length", "looks_like", "read_catalog"]
 
 _LENGTH_BYTES = 8
 _MOST_COUNT, _MOST_DIGITS = (1 << 63) - 1, 20  # what torch can count to
 _MOST_SHOWN = 16  # dimensions of a shape in a message
 _LONGEST = 200  # characters of the header's own in a message
 _MOST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+_METADATA = "__metadata__"
+_ALIGNMENT = 8  # bytes, to a multiple of which the reference implementation pads a header
 
 
 def looks_like(head: memoryview) -> bool:
@@ -50,7 +53,7 @@ def read_catalog(read: Callable[[int, int], memoryview], size: int | None, uri: 
     if length > _MOST_HEADER or (size is not None and first > size):
         _refuse(uri, f"the header claims {length} bytes, the object has {size}")
     header = _parse(bytes(read(_LENGTH_BYTES, first)), uri)
-    metadata = header.pop("__metadata__", None)
+    metadata = header.pop(_METADATA, None)
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -157,3 +160,51 @@ def _check_gapless(ordered: dict[str, TensorEntry], first: int, size: int | None
     if size is not None and position != size:
         kind = "cut short" if size < position else "too long"
         _refuse(uri, f"the header accounts for {position} bytes, the object has {size}: it is {kind}")
+
+
+def header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], uri: object
+) -> bytes:
+    """Return what stands in a file before the tensors' bytes: the length, and the JSON padded with spaces.
+
+    Args:
+        tensors: dtype, as safetensors spells it, and shape by name, in the order in which their bytes follow.
+        metadata: texts by name.
+        uri: the file, for messages.
+
+    Raises:
+        FormatError: the format has no way to say it.
+
+    Example:
+        >>> header({"w": ("I16", (3,))}, {"format": "pt"}, "new.safetensors")[8:].decode().rstrip()
+        '{"__metadata__":{"format":"pt"},"w":{"dtype":"I16","shape":[3],"data_offsets":[0,6]}}'
+    """
+    said: dict[str, Any] = {_METADATA: dict(metadata)}
+    stop = 0
+    for name, (dtype, shape) in tensors.items():
+        if name == _METADATA:
+            raise _inexpressible(f"no tensor can be called {name}", uri)
+        start, stop = stop, stop + _nbytes(name, dtype, shape, uri)
+        said[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, stop)}
+    try:
+        text = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise _inexpressible(f"{error.object[:_LONGEST]!a} is no text in UTF-8", uri) from None
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > _MOST_HEADER:
+        raise _inexpressible(f"the header would take {len(text)} bytes, and {_MOST_HEADER} is the most", uri)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _nbytes(name: str, dtype: str, shape: tuple[int, ...], uri: object) -> int:
+    if dtype not in SAFETENSORS_BITS:
+        raise _inexpressible(f"tensor {name[:_LONGEST]!r} is {dtype}, a dtype that safetensors has not", uri)
+    bits = math.prod(shape) * SAFETENSORS_BITS[dtype]
+    if bits % 8:
+        raise _inexpressible(f"tensor {name[:_LONGEST]!r}, of {dtype}, does not end with a whole byte", uri)
+    return bits // 8
+
+
+def _inexpressible(message: str, uri: object) -> FormatError:
+    hint = "Name the tensors that can be written, keys=[…], or give others names, rename={…}."
+    return FormatError(message, uri=uri, hint=hint)

@@ -1,0 +1,267 @@
+"""What is to be written where, from a catalog alone: nothing of a tensor is read or known but its place.
+
+Tensors are in the order of the width of their elements, wide ones first, so that all are aligned, as those of
+safetensors' own writer are; and within a width in the order in which they lie in the source, so that they can
+be written as they come.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from torchwick.checkpoint.layout import groups
+from torchwick.errors import FormatError
+from torchwick.formats.catalog import Catalog, TensorEntry
+from torchwick.formats.dtypes import DTYPES, SAFETENSORS_BITS, of_torch
+from torchwick.formats.safetensors import header
+from torchwick.saving.destination import shard_names
+
+__all__ = ["Plan", "PlannedFile", "lots", "parse_dtype", "plan", "renamed", "untied", "with_ties"]
+
+_FLOATS = tuple(
+    name
+    for name, dtype in DTYPES.items()
+    if dtype.torch.startswith(("float", "bfloat")) and dtype.bits >= 8  # smaller ones torch does not convert
+)
+_SHORT = {"fp16": "F16", "fp32": "F32", "fp64": "F64"}
+_FORMAT = {"format": "pt"}  # which transformers insists on
+_OF_INDEXES = ("total_size", "total_parameters")
+
+
+def parse_dtype(given: object) -> str:
+    """Return safetensors' name for a floating-point dtype, given by that, by torch's or a usual short one.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("float8_e4m3fn")
+        ('BF16', 'F16', 'F8_E4M3')
+    """
+    text = str(given).strip().lower().removeprefix("torch.")
+    known = of_torch(text)
+    name = known.name if known else _SHORT.get(text, text.upper())
+    if name not in _FLOATS:
+        choice = ", ".join(DTYPES[name].torch for name in _FLOATS)
+        raise ValueError(f"{given!r} is no floating-point dtype to cast to: choose one of {choice}")
+    return name
+
+
+def with_ties(catalog: Catalog) -> Catalog:
+    """Return the catalog with an entry for each name that its metadata tell is another name of a tensor.
+
+    So `safetensors.torch.save_model` notes it: ``{"lm_head.weight": "embed.weight"}``.
+    """
+    entries = catalog.entries
+    told = {
+        other: entries[name]
+        for other, name in catalog.metadata.items()
+        if name in entries and other not in entries and other not in _FORMAT
+    }
+    metadata = {
+        key: text for key, text in catalog.metadata.items() if key not in told and key not in _OF_INDEXES
+    }
+    return replace(catalog, entries=entries | told, metadata=metadata)
+
+
+def renamed(entries: Mapping[str, TensorEntry], prefixes: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """Return entries by names whose beginnings are replaced; the longest prefix that fits counts.
+
+    Raises:
+        ValueError: two names come out alike, or a prefix fits none.
+
+    Example:
+        >>> list(renamed({"model.w": None, "b": None}, {"model.": ""}))
+        ['w', 'b']
+    """
+    ordered = sorted(prefixes, key=len, reverse=True)
+    used: set[str] = set()
+    found: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        prefix = next((prefix for prefix in ordered if name.startswith(prefix)), None)
+        new = name
+        if prefix is not None:
+            used.add(prefix)
+            new = prefixes[prefix] + name.removeprefix(prefix)
+        if new in found:
+            raise ValueError(f"rename gives two tensors the name {new[:200]!r}")
+        found[new] = entry
+    unused = [prefix for prefix in prefixes if prefix not in used]
+    if unused:
+        raise ValueError(f"rename: no tensor's name begins with {unused[0][:200]!r}")
+    return found
+
+
+def untied(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Tell tensors from other names of the same elements, seen in the same way.
+
+    Returns:
+        The tensors, and for each other name the one that is kept: the first in alphabetical order, as
+        `safetensors.torch.save_model` keeps it.
+    """
+    names: dict[TensorEntry, list[str]] = {}
+    for name, entry in entries.items():
+        if entry.nbytes:
+            names.setdefault(entry, []).append(name)
+    ties = {other: min(alike) for alike in names.values() for other in alike if other != min(alike)}
+    return {name: entry for name, entry in entries.items() if name not in ties}, ties
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of tensors: its name, what stands before them, and how many bytes and which they are."""
+
+    name: str
+    header: bytes
+    data: int
+    names: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.header) + self.data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be written.
+
+    Attributes:
+        dtypes: of each tensor, as it is written, in the order in which it is written.
+        casts: how many tensors have another dtype in the source, by that one.
+        files: with tensors, in order.
+        index: bytes of the index; empty where there is one file.
+    """
+
+    dtypes: dict[str, str]
+    casts: dict[str, int]
+    files: tuple[PlannedFile, ...]
+    index: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files) + len(self.index)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all elements."""
+        return sum(file.data for file in self.files)
+
+
+def lots(
+    entries: Mapping[str, TensorEntry], order: Sequence[str], dtype: str | None, uri: object
+) -> list[dict[str, TensorEntry]]:
+    """Return the tensors in the order in which they are written, those of one width together.
+
+    Args:
+        entries: the tensors.
+        order: the names of the objects.
+        dtype: what floating-point tensors are cast to, or None.
+        uri: the checkpoint, for messages.
+
+    Raises:
+        FormatError: there are none, or safetensors has no dtype for one.
+    """
+    if not entries:
+        raise FormatError("there is no tensor in it", uri=uri, hint="Convert another checkpoint.")
+    for name, entry in entries.items():
+        if entry.dtype not in SAFETENSORS_BITS:
+            raise FormatError(
+                f"tensor {name[:200]!r} is {DTYPES[entry.dtype].torch}, a dtype that safetensors has not",
+                uri=uri,
+                hint="Name the tensors that can be written, keys=[…].",
+            )
+
+    def width(entry: TensorEntry) -> int:
+        return -DTYPES[_cast(entry.dtype, dtype)].bits
+
+    by_width = sorted(entries.items(), key=lambda item: width(item[1]))
+    return [_in_order(dict(alike), order) for _, alike in groupby(by_width, key=lambda item: width(item[1]))]
+
+
+def _in_order(entries: Mapping[str, TensorEntry], order: Sequence[str]) -> dict[str, TensorEntry]:
+    return {name: entries[name] for group in groups(entries, order) for name in group.names}
+
+
+def _cast(dtype: str, to: str | None) -> str:
+    return to if to is not None and dtype in _FLOATS else dtype
+
+
+def plan(
+    entries: Mapping[str, TensorEntry],
+    *,
+    dtype: str | None,
+    file: str | None,
+    most: int | None,
+    metadata: Mapping[str, str],
+    ties: Mapping[str, str],
+    uri: object,
+) -> Plan:
+    """Lay files out.
+
+    Args:
+        entries: the tensors, in the order in which they are written.
+        dtype: what floating-point tensors are cast to, or None.
+        file: the name of the one file; None: the names Hugging Face gives, with an index if they are several.
+        most: bytes of the tensors of one file, unless it is of one tensor; None: all are in one.
+        metadata: goes into each file, beside its format.
+        ties: other names; each goes into the file of the tensor it stands for.
+        uri: the destination, for messages.
+
+    Raises:
+        FormatError: safetensors has no way to say it.
+    """
+    written = {name: replace(entry, dtype=_cast(entry.dtype, dtype)) for name, entry in entries.items()}
+    shards = _shards(written, most)
+    names = [file] if file is not None else shard_names(len(shards))
+    files = [
+        _file(name, {tensor: written[tensor] for tensor in shard}, metadata, ties, uri)
+        for name, shard in zip(names, shards, strict=True)
+    ]
+    changed = (entries[name].dtype for name, entry in written.items() if entry.dtype != entries[name].dtype)
+    return Plan(
+        {name: entry.dtype for name, entry in written.items()},
+        dict(Counter(changed)),
+        tuple(files),
+        _index(files) if len(files) > 1 else b"",
+    )
+
+
+def _shards(entries: Mapping[str, TensorEntry], most: int | None) -> list[list[str]]:
+    """Fill one after the other, as Hugging Face does: a tensor that is too large has one of its own."""
+    shards, held = [list[str]()], 0
+    for name, entry in entries.items():
+        if most is not None and shards[-1] and held + entry.nbytes > most:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += entry.nbytes
+    return shards
+
+
+def _file(
+    name: str,
+    entries: Mapping[str, TensorEntry],
+    metadata: Mapping[str, str],
+    ties: Mapping[str, str],
+    uri: object,
+) -> PlannedFile:
+    told = {other: kept for other, kept in ties.items() if kept in entries}
+    said = header(
+        {key: (e.dtype, e.shape) for key, e in entries.items()}, _FORMAT | told | dict(metadata), uri
+    )
+    return PlannedFile(name, said, sum(entry.nbytes for entry in entries.values()), tuple(entries))
+
+
+def _index(files: Sequence[PlannedFile]) -> bytes:
+    """Return the index, letter for letter as transformers writes it."""
+    index = {
+        "metadata": {"total_size": sum(file.data for file in files)},
+        "weight_map": {tensor: file.name for file in files for tensor in file.names},
+    }
+    return f"{json.dumps(index, indent=2, sort_keys=True)}\n".encode()
