@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from torchwick.checkpoint.objects import Objects
@@ -48,6 +48,7 @@ def open_objects(address: URI, store: Store, config: TransferConfig) -> tuple[Ca
 class _Opener:
     store: Store
     config: TransferConfig
+    spent: Tally = field(default_factory=Tally)  # on what is no object of tensors: listings and indexes
 
     def open(self, address: URI) -> tuple[Catalog, Objects]:
         if address.is_directory:
@@ -80,8 +81,9 @@ class _Opener:
             wanted=lambda: (0, None),
             config=self.config,
             budget=Budget(self.config),
-            tally=Tally(),
+            tally=self.spent,
         )
+        self.spent.requests += 1  # of one page, which tells of a thousand objects
         return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
 
     def _directory(self, directory: URI) -> tuple[Catalog, Objects]:
@@ -115,7 +117,16 @@ class _Opener:
 
     def _whole(self, uri: URI, info: ObjectInfo | None) -> bytes:
         cache = RangeCache(self.store, uri, self.config, info=info)
-        return bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+        whole = bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+        self.spent.bytes_read += cache.tally.bytes_read
+        self.spent.requests += cache.tally.requests
+        self.spent.retries += cache.tally.retries
+        return whole
+
+    def _objects(self, directory: URI, caches: Mapping[str, RangeCache]) -> Objects:
+        objects = Objects(directory, self.store, self.config, caches)
+        objects.spend(self.spent)
+        return objects
 
     def _indexed(
         self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]
@@ -140,7 +151,7 @@ class _Opener:
         looked = dict(zip(shards, _at_once(look, shards), strict=True))
         catalog = _merged({shard: found for shard, (_, found) in looked.items()}, index, directory)
         caches = {shard: cache for shard, (cache, _) in looked.items()}
-        return catalog, Objects(directory, self.store, self.config, caches)
+        return catalog, self._objects(directory, caches)
 
     def _cache(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
         uri = directory.child(name)
@@ -153,7 +164,7 @@ class _Opener:
         caches = dict(zip(files, _at_once(lambda f: self._cache(directory, f, listed), files), strict=True))
         for entry in catalog.entries.values():
             _check_within(entry, caches, uri)
-        return catalog, Objects(directory, self.store, self.config, caches)
+        return catalog, self._objects(directory, caches)
 
 
 def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:
