@@ -10,10 +10,11 @@ from functools import cache
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_command
 
 import torchwick
+from torchwick.cli.plain import PlainCommand, PlainGroup
+from torchwick.store import collector_paused
 
 __all__ = ["app"]
 
@@ -21,7 +22,7 @@ _COMMANDS = ("load", "inspect", "doctor", "scan", "demo")
 """In the order of the help; each is a function in the module of its name."""
 
 
-class _Commands(TyperGroup):
+class _Commands(PlainGroup):
     """Finds a command's function when the command is called, or its help asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
@@ -33,9 +34,10 @@ class _Commands(TyperGroup):
 
 @cache
 def _command(name: str) -> Any:
-    function = getattr(importlib.import_module(f"torchwick.cli.{name}"), name)
+    with collector_paused():
+        function = getattr(importlib.import_module(f"torchwick.cli.{name}"), name)
     alone = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-    alone.command(name)(function)
+    alone.command(name, cls=PlainCommand)(function)
     return get_command(alone)
 
 
