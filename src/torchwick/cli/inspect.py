@@ -67,13 +67,17 @@ def _print(summary: Summary, table: Iterable[str]) -> None:
     from rich.text import Text
 
     console = Console(soft_wrap=True)
-    console.print(Text(_shown(summary.uri), style="bold"))
+
+    def written(text: str) -> str:
+        return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+
+    console.print(Text(written(_shown(summary.uri)), style="bold"))
     facts = dict(_facts(summary))
     width = max(map(len, facts))
     for name, fact in facts.items():
-        console.print(Text.assemble((f"{name:<{width}}  ", "dim"), fact))
-    console.print()
-    console.out("\n".join(table), highlight=False)
+        console.print(Text.assemble((f"{name:<{width}}  ", "dim"), written(fact)))
+    # Not by rich, which would take apart and measure every line of what may be a hundred thousand.
+    console.file.write(written("\n".join(["", *table, ""])))
 
 
 # -- facts -------------------------------------------------------------------------------------------------
@@ -227,6 +231,10 @@ def _aligned(rows: list[_Row], aligns: tuple[Callable[[str, int], str], ...]) ->
 
 def _cells(text: str) -> int:
     """Return how many columns of a terminal a text takes."""
+    return len(text) if text.isascii() else _cells_of_wide(text)
+
+
+def _cells_of_wide(text: str) -> int:
     from rich.cells import cell_len
 
-    return len(text) if text.isascii() else cell_len(text)
+    return cell_len(text)
