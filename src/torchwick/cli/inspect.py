@@ -19,7 +19,6 @@ from torchwick.cli.options import s3_options
 from torchwick.config import S3Config
 from torchwick.diagnosis.words import count_text, size_text
 from torchwick.inspection.summary import Amount, Module, Summary, summarize
-from torchwick.store import collector_paused
 
 if TYPE_CHECKING:
     from torchwick.checkpoint import TensorInfo
@@ -53,7 +52,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every tensor.")] = False,
 ) -> None:
     """Show what a checkpoint holds, without loading it: modules, tensors, dtypes, sizes."""
-    with told(as_json=as_json, s3=s3), collector_paused(), open(uri, s3=s3) as ckpt:
+    with told(as_json=as_json, s3=s3), open(uri, s3=s3) as ckpt:
         summary = summarize(ckpt)
     if as_json:
         json.dump(summary.to_dict(), sys.stdout)

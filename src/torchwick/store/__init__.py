@@ -11,16 +11,7 @@ from torchwick.store.base import Body, Connection, Listing, ObjectInfo, Store, S
 from torchwick.store.collector import collector_paused
 from torchwick.uri import URI
 
-__all__ = [
-    "Body",
-    "Connection",
-    "Listing",
-    "ObjectInfo",
-    "Store",
-    "StoredChecksum",
-    "collector_paused",
-    "open_store",
-]
+__all__ = ["Body", "Connection", "Listing", "ObjectInfo", "Store", "StoredChecksum", "open_store"]
 
 
 def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
