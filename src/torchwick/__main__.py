@@ -1,5 +1,5 @@
 """``python -m torchwick`` is the command ``torchwick``."""
 
-from torchwick.cli import app
+from torchwick.cli import main
 
-app(prog_name="torchwick")
+main()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-from torchwick.checkpoint.info import TensorInfo, describe
+from torchwick.checkpoint.info import ObjectFact, TensorInfo, describe
 from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.selection import Keys, missing, select
 
@@ -80,6 +80,12 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def size(self) -> int | None:
         """Bytes of its objects; None where the server does not say."""
         return self._objects.size
+
+    @property
+    def objects(self) -> tuple[ObjectFact, ...]:
+        """The objects that tensors are in, in the order of the checkpoint; not the index of a directory."""
+        infos = (self._objects[name].info for name in self._objects.names)
+        return tuple(ObjectFact(str(info.uri), info.size) for info in infos)
 
     @property
     def traffic(self) -> Tally:

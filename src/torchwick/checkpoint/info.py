@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from torchwick.checkpoint.layout import byte_span
 from torchwick.formats.catalog import Packed, TensorEntry
 
-__all__ = ["TensorInfo", "describe"]
+__all__ = ["ObjectFact", "TensorInfo", "describe"]
+
+
+@dataclass(frozen=True)
+class ObjectFact:
+    """What is known of an object that tensors of a checkpoint are in.
+
+    Attributes:
+        uri: where it is, as text without secrets.
+        size: its bytes; None where the server does not say.
+    """
+
+    uri: str
+    size: int | None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,6 +85,7 @@ class _Opener:
 
     store: Store
     config: TransferConfig
+    spent: Tally = field(default_factory=Tally)  # on what is no object of tensors: listings and indexes
 
     def many(self, address: URI) -> tuple[Catalog, Objects]:
         name = address.key.rpartition("/")[2]
@@ -109,8 +110,9 @@ class _Opener:
             wanted=lambda: (0, None),
             config=self.config,
             budget=Budget(self.config),
-            tally=Tally(),
+            tally=self.spent,
         )
+        self.spent.requests += 1  # of one page, which tells of a thousand objects
         return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
 
     def chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
@@ -150,7 +152,16 @@ class _Opener:
         if (cache.info.size or 0) > _MOST_TEXT:
             message = f"it has {cache.info.size} bytes, far more than a list of tensors takes"
             raise FormatError(message, uri=uri, hint="Check the directory.")
-        return bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+        whole = bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+        self.spent.bytes_read += cache.tally.bytes_read
+        self.spent.requests += cache.tally.requests
+        self.spent.retries += cache.tally.retries
+        return whole
+
+    def _objects(self, directory: URI, caches: Mapping[str, RangeCache]) -> Objects:
+        objects = Objects(directory, self.store, self.config, caches)
+        objects.spend(self.spent)
+        return objects
 
     def _indexed(
         self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]
@@ -174,7 +185,7 @@ class _Opener:
         looked = dict(zip(shards, _at_once(look, shards), strict=True))
         catalog = _merged({shard: found for shard, (_, found) in looked.items()}, index, directory)
         caches = {shard: cache for shard, (cache, _) in looked.items()}
-        return catalog, Objects(directory, self.store, self.config, caches)
+        return catalog, self._objects(directory, caches)
 
     def _cache(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
         uri = directory.child(name)
@@ -196,7 +207,7 @@ class _Opener:
         caches = dict(zip(files, _at_once(lambda f: self._told(directory, f, listed), files), strict=True))
         for entry in catalog.entries.values():
             _check_within(entry, caches, uri)
-        return catalog, Objects(directory, self.store, self.config, caches)
+        return catalog, self._objects(directory, caches)
 
 
 def _missing(name: str, uri: URI) -> FormatError:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from torchwick.cli.options import KEY_FILE, as_options, option_of
 from torchwick.config import S3Config
@@ -63,12 +61,19 @@ def told(*, as_json: bool, s3: S3Config | None = None, status: int = 1) -> Itera
             json.dump({"error": _facts(error)}, sys.stdout)
             sys.stdout.write("\n")
         else:
-            name = Text(type(error).__name__, style="bold red")
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(name, Text(f"{error}{_as_options(error)}"))
-            if isinstance(error, StoreError) and not _is_clear(error):
-                console.print(Text(f"To find out more: {_doctor(error, s3 or S3Config())}", style="dim"))
+            _print(error, s3 or S3Config())
         raise typer.Exit(status) from error
+
+
+def _print(error: Exception, s3: S3Config) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    name = Text(type(error).__name__, style="bold red")
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(name, Text(f"{error}{_as_options(error)}"))
+    if isinstance(error, StoreError) and not _is_clear(error):
+        console.print(Text(f"To find out more: {_doctor(error, s3)}", style="dim"))
 
 
 def _is_clear(error: StoreError) -> bool:
