@@ -23,6 +23,7 @@ from torchwick.errors import (
     UnsafePickleError,
     URIError,
 )
+from torchwick.files import File, open_file
 from torchwick.loading import load
 from torchwick.report import LoadReport, Progress
 
@@ -35,6 +36,7 @@ __all__ = [
     "Client",
     "CredentialsError",
     "Diagnosis",
+    "File",
     "FormatError",
     "IntegrityError",
     "LoadReport",
@@ -55,4 +57,5 @@ __all__ = [
     "doctor",
     "load",
     "open",
+    "open_file",
 ]
