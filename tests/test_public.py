@@ -13,9 +13,11 @@ from conftest import run_python
 SURFACE = [
     "AccessDeniedError",
     "Check",
+    "Checkpoint",
     "Client",
     "CredentialsError",
     "Diagnosis",
+    "File",
     "FormatError",
     "IntegrityError",
     "LoadReport",
@@ -25,6 +27,9 @@ SURFACE = [
     "Progress",
     "S3Config",
     "StoreError",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "TensorSlice",
     "TorchwickError",
     "TransferConfig",
     "TransferError",
@@ -32,6 +37,8 @@ SURFACE = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "open",
+    "open_file",
 ]
 
 

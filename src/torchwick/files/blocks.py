@@ -18,7 +18,7 @@ _KEPT = 16 << 20
 class Blocks:
     """An object in blocks, fetched when first needed; those that were not used for longest are forgotten.
 
-    The last block comes with the one before it, so that a read at the end brings enough for a directory there.
+    The last block brings the one before it, so that a read at the end is enough for a directory there.
 
     Args:
         store: where the object is.

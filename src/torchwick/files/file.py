@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, Protocol
 
 from torchwick.uri import URI
 
@@ -32,7 +32,7 @@ class Bytes(Protocol):
         ...
 
 
-class File(io.RawIOBase):
+class File(io.RawIOBase, BinaryIO):
     """An object as a read-only binary file; made by `open_file`.
 
     A read returns as many bytes as were asked for, unless the object ends. All bytes are of the version that
