@@ -29,6 +29,16 @@ def load_torchwick(uri: str) -> object:
     return torchwick.load(uri)
 
 
+def torchwick_file(uri: str) -> object:
+    """The file object, handed to torch's own loader."""
+    import torch
+
+    import torchwick
+
+    with torchwick.open_file(uri) as file:
+        return torch.load(file)
+
+
 def boto3_read(uri: str) -> object:
     """What most tutorials show: the whole body as bytes, then a file over them."""
     import boto3

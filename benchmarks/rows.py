@@ -27,6 +27,7 @@ ROWS = {
     BASE: Row(floors.fill),
     "torchwick-pt": Row(loaders.load_torchwick),
     "torchwick-safetensors": Row(loaders.load_torchwick, file="model.safetensors"),
+    "torchwick-file": Row(loaders.torchwick_file),
     "boto3-read": Row(loaders.boto3_read),
     "boto3-chunks": Row(loaders.boto3_chunks),
     "boto3-managed": Row(loaders.boto3_managed),

@@ -17,6 +17,7 @@ SURFACE = [
     "Client",
     "CredentialsError",
     "Diagnosis",
+    "File",
     "FormatError",
     "IntegrityError",
     "LoadReport",
@@ -38,6 +39,7 @@ SURFACE = [
     "doctor",
     "load",
     "open",
+    "open_file",
 ]
 
 

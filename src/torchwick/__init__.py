@@ -24,6 +24,7 @@ from torchwick.errors import (
     UnsafePickleError,
     URIError,
 )
+from torchwick.files import File, open_file
 from torchwick.loading import load
 from torchwick.report import LoadReport, Progress
 
@@ -36,6 +37,7 @@ __all__ = [
     "Client",
     "CredentialsError",
     "Diagnosis",
+    "File",
     "FormatError",
     "IntegrityError",
     "LoadReport",
@@ -57,4 +59,5 @@ __all__ = [
     "doctor",
     "load",
     "open",
+    "open_file",
 ]

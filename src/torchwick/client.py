@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchwick.checkpoint import Checkpoint, open
 from torchwick.config import S3Config, TransferConfig
 from torchwick.diagnosis import Diagnosis, doctor
+from torchwick.files import File, open_file
 from torchwick.loading import load
 from torchwick.report import LoadReport, ProgressCallback
 
@@ -71,6 +72,10 @@ class Client:
     def open(self, uri: str | os.PathLike[str]) -> Checkpoint:
         """Look into a checkpoint: see `torchwick.open`."""
         return open(uri, s3=self.s3, transfer=self.transfer)
+
+    def open_file(self, uri: str | os.PathLike[str]) -> File:
+        """Open an object as a binary file: see `torchwick.open_file`."""
+        return open_file(uri, s3=self.s3, transfer=self.transfer)
 
     def doctor(self, uri: str | os.PathLike[str] | None = None) -> Diagnosis:
         """Say what a load would meet, step by step: see `torchwick.doctor`."""

@@ -4,6 +4,7 @@ from torchwick.transfer.budget import Budget
 from torchwick.transfer.ceiling import Ceiling, ClosedError
 from torchwick.transfer.checksum import NO_WITNESS, Digest, NoWitness, Sums, Witness, algorithm
 from torchwick.transfer.engine import Transfer
+from torchwick.transfer.memory import populate
 from torchwick.transfer.persist import persist
 from torchwick.transfer.plan import Fill, Part, choose_part_size, plan
 from torchwick.transfer.ranges import RangeCache
@@ -34,5 +35,6 @@ __all__ = [
     "choose_part_size",
     "persist",
     "plan",
+    "populate",
     "read_stream",
 ]
