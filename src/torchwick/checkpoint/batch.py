@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -38,13 +40,15 @@ class Batch:
         self._groups = groups
         self._catalog = catalog
         self._objects = objects
-        self._memory = {
-            region: into[group.names[0]] if group.names[0] in into else allocate(len(region), objects.uri)
+        self._memory = collections.deque(
+            {
+                region: into[group.names[0]] if group.names[0] in into else allocate(len(region), objects.uri)
+                for region in group.regions
+            }
             for group in groups
-            for region in group.regions
-        }
+        )
         self.request = Request(objects)
-        for region, memory in self._memory.items():
+        for region, memory in itertools.chain.from_iterable(map(dict.items, self._memory)):
             self.request.add(region.object, Fill(region.start, writable_bytes(memory)))
             self.request.expect(region.object, region.landmarks)
 
@@ -56,7 +60,7 @@ class Batch:
         """
         self.request.check()
         for group in self._groups:
-            memory = {region: self._memory.pop(region) for region in group.regions}
+            memory = self._memory.popleft()
             for name in group.names:
                 yield name, self._tensor(self._catalog.entries[name], memory)
 
