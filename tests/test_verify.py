@@ -219,7 +219,9 @@ class TestWrongBytes:
         self, what: str, uploaded_in: int | None, faulty_s3: FaultyServer
     ) -> None:
         faulty_s3.put(PATH, SAFETENSORS.content, checksum="crc32", uploaded_in=uploaded_in)
-        faulty_s3.on(S3Error(403, "AccessDenied"), where=lambda r: r.method == what or what in r.query)
+        faulty_s3.on(
+            S3Error(403, "AccessDenied"), method=None, where=lambda r: r.method == what or what in r.query
+        )
         found = look()
         assert (found.verdict, found.complete) == ("ok", False)
         assert str(found.objects[0].unverified).startswith("the store does not tell its checksum: ")
