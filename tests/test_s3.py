@@ -772,13 +772,12 @@ class TestDirectories:
         with pytest.raises(StoreError, match="AWS_ENDPOINT_URL"):
             self._list()
 
-    def test_a_bucket_is_no_object(self, sharded: FaultyServer) -> None:
-        with pytest.raises(URIError, match="it is a whole bucket"):
+    def test_a_bucket_without_objects_holds_no_model(self, faulty_s3: FaultyServer) -> None:
+        with pytest.raises(torchwick.FormatError, match=r"^s3://models/: the directory is empty"):
             torchwick.load("s3://models/")
 
-    def test_a_directory_is_no_object(self, sharded: FaultyServer) -> None:
-        with pytest.raises(ObjectNotFoundError, match="It is a folder: name one object in it"):
-            torchwick.load("s3://models/llama/")
+    def test_a_directory_is_loaded_as_one(self, sharded: FaultyServer) -> None:
+        assert torchwick.load("s3://models/llama/").keys() == torchwick.load("s3://models/llama/1.pt").keys()
 
 
 def test_a_change_is_never_loaded_as_a_mix(stored: FaultyServer) -> None:
