@@ -28,6 +28,7 @@ _INDEX = ".index.json"
 _SHARD_HEAD = 64 << 10
 """Bytes of the first read of a shard: its header whole, with some 500 tensors; 64 of them in 4 MiB."""
 _MOST_TEXT = 1 << 30  # bytes of an index or of .metadata, which are held whole
+_LONGEST_NAME = 1024  # of a key in S3
 _AT_ONCE = 16  # shards looked into at the same time
 
 
@@ -193,6 +194,8 @@ class _Opener:
 
     def _told(self, directory: URI, name: str, listed: Mapping[str, ObjectInfo]) -> RangeCache:
         """Look into a file that an index names, which a stranger may have written."""
+        if len(name) > _LONGEST_NAME:
+            raise _missing(name, directory)
         try:
             return self._cache(directory, name, listed)
         except URIError as error:
