@@ -286,7 +286,7 @@ class TestRacing:
     @pytest.mark.usefixtures("prompt")
     @pytest.mark.parametrize("fault", [Stall(1000), Cut(1000), S3Error(403, "AccessDenied"), SlowDown()])
     def test_a_racer_that_gets_nowhere_is_no_matter(self, served: Served, fault: Fault) -> None:
-        served.server.on(Trickle(MIB // 8, 0.1), where=_part(3 * MIB), nth=1)
+        served.server.on(Trickle(MIB // 8, 0.25), where=_part(3 * MIB), nth=1)
         served.server.on(fault, where=lambda request: request.range == (3 * MIB, 4 * MIB), nth=2)
         served.server.on(
             fault, where=lambda request: request.range is not None and request.range[0] % MIB > 0
