@@ -139,14 +139,11 @@ class Reader:
         self._transfer(request, len(buffer))
         request.check()
         part = tensors.view(memory, 0, dtype, (box.shape, stretches.stride), self._objects.uri)
-        dense = (
-            part.contiguous()
-            if stretches.numel == numel
-            else tensors.empty(dtype, box.shape, self._objects.uri).copy_(part)
-        )
-        return dense.view(-1).view(
-            box.shape
-        )  # whose strides are the usual ones even where they do not matter
+        if stretches.numel == numel:
+            dense = part.contiguous()
+        else:  # leave what lies between behind
+            dense = tensors.empty(dtype, box.shape, self._objects.uri).copy_(part)
+        return dense.view(-1).view(box.shape)  # with the usual strides even where they do not matter
 
     def _halved(self, dtype: str, piece: Piece, box: Box, stride: tuple[int, ...]) -> torch.Tensor:
         part = tensors.empty(dtype, box.shape, self._objects.uri)
