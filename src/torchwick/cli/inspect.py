@@ -16,6 +16,7 @@ import typer
 from torchwick.checkpoint import open
 from torchwick.cli.failing import told
 from torchwick.cli.options import s3_options
+from torchwick.cli.shown import printable
 from torchwick.config import S3Config
 from torchwick.diagnosis.words import count_text, size_text
 from torchwick.inspection.summary import Amount, Module, Summary, summarize
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _SCREEN = 40  # lines of the tree that fit on one
-_LONGEST = 200  # characters of a text in a table
 _MOST_LISTED = 6  # texts, objects or places in one line
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"))
@@ -70,7 +70,7 @@ def _print(summary: Summary, table: Iterable[str]) -> None:
     def written(text: str) -> str:
         return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
-    console.print(Text(written(_shown(summary.uri)), style="bold"))
+    console.print(Text(written(printable(summary.uri)), style="bold"))
     facts = dict(_facts(summary))
     width = max(map(len, facts))
     for name, fact in facts.items():
@@ -107,7 +107,7 @@ def _dtype(dtype: str, amount: Amount) -> str:
 
 def _few(texts: Iterable[str], count: int) -> str:
     """Return the first of so many texts."""
-    shown = [_shown(text) for text, _ in zip(texts, range(_MOST_LISTED), strict=False)]
+    shown = [printable(text) for text, _ in zip(texts, range(_MOST_LISTED), strict=False)]
     return ", ".join(shown) + (f" and {count - _MOST_LISTED:,} more" if count > _MOST_LISTED else "")
 
 
@@ -129,25 +129,12 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _shown(text: str) -> str:
-    r"""Return a text cut to a bearable length, and of it nothing that a terminal would obey.
-
-    Example:
-        >>> _shown("a\x1b[31mb\u202e")
-        'a\\x1b[31mb\\u202e'
-    """
-    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    if cut.isprintable():
-        return cut
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
 # -- tables ------------------------------------------------------------------------------------------------
 
 
 def _tensors(summary: Summary) -> Iterator[str]:
     rows = (
-        (_shown(name) or "''", info.dtype, str([*info.shape]), f"{info.nbytes:,}", _places(summary, info))
+        (printable(name) or "''", info.dtype, str([*info.shape]), f"{info.nbytes:,}", _places(summary, info))
         for name, info in summary.tensors.items()
     )
     return _aligned([("name", "dtype", "shape", "bytes", "where"), *rows], (_left, _left, _left, _right))
@@ -195,7 +182,7 @@ def _row(summary: Summary, level: int, name: str, module: Module) -> _Row:
     amount = module.amount
     share = amount.bytes / summary.total.bytes if summary.total.bytes else 0.0
     return (
-        "  " * level + (_shown(name) or "''"),
+        "  " * level + (printable(name) or "''"),
         _contents(module),
         _count(amount.parameters),
         size_text(amount.bytes),

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from rich.text import Text
+from typing import TYPE_CHECKING
 
-__all__ = ["shown"]
+if TYPE_CHECKING:
+    from rich.text import Text
 
-_LONGEST = 1000  # characters
+__all__ = ["printable", "shown"]
+
+_LONGEST = 200  # characters of a name in a table
+
+
+def printable(name: str) -> str:
+    r"""Return a name cut to a bearable length, and of it nothing that a terminal would obey.
+
+    Example:
+        >>> printable("a\x1b[31mb\u202e")
+        'a\\x1b[31mb\\u202e'
+    """
+    cut = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def shown(name: str, style: str = "") -> Text:
-    r"""Return a name as it can be printed.
+    """Return the same as what rich prints as it is."""
+    from rich.text import Text  # here: scripts that ask for JSON need not wait for it
 
-    Example:
-        >>> shown("[red]w\x1b[2J").plain
-        '[red]w\\x1b[2J'
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:_LONGEST])
-    return Text(text + ("…" if len(name) > _LONGEST else ""), style)
+    return Text(printable(name), style)
