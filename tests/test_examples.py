@@ -38,7 +38,7 @@ def test_none_is_forgotten_here() -> None:
         assert f'"{example.name}"' in source
 
 
-@pytest.mark.parametrize("name", ["load_state_dict.py", "serve_from_presigned_url.py"])
+@pytest.mark.parametrize("name", ["load_state_dict.py", "look_inside.py", "serve_from_presigned_url.py"])
 def test_it_loads(name: str, model: str) -> None:
     done = _run(name, model)
     assert done.returncode == 0, done.stderr
