@@ -20,6 +20,7 @@ import torch
 import torchwick
 from checkpoints import HOSTILE
 from checkpoints.assembly import Code, name, program, storage, tensor, zip_of, zip_records
+from checkpoints.base import save_bytes
 from checkpoints.safetensors import framed
 from checkpoints.zipcraft import write_zip
 from conftest import run_python
@@ -82,6 +83,62 @@ def test_no_size_is_believed(tmp_path: Path) -> None:
         (tmp_path / case).write_bytes(attack.build())
     (tmp_path / "good").write_bytes(zip_of(program([tensor(storage())])))
     assert run_python(_LOAD_ALL, str(tmp_path), str(SPARE_MEMORY)) == ""
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_no_tensor_comes_of_looking_inside(case: str, tmp_path: Path) -> None:
+    """Only headers are read at first, so that some lies come out when tensors are asked for."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(HOSTILE[case].build())
+    began = time.monotonic()
+    read: dict[str, torch.Tensor] = {}
+    with contextlib.suppress(FormatError), torchwick.open(path) as ckpt:
+        for name_ in ckpt:  # one by one: what is refused of one must not hide another
+            with contextlib.suppress(FormatError):
+                read[name_] = ckpt[name_]
+    assert not read
+    assert time.monotonic() - began < PATIENCE
+
+
+_UNFOLDED = """
+import pathlib, resource, sys, time
+import torch, torchwick
+
+with torchwick.open(pathlib.Path(sys.argv[1], "good")) as ckpt:
+    ckpt.read()  # whatever is loaded lazily, is loaded now
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    began = time.monotonic()
+    try:
+        with torchwick.open(path) as ckpt:
+            ckpt.read()
+    except torchwick.FormatError as error:
+        if "allocate" in str(error) or len(str(error)) > 1500:
+            print(path.name, str(error)[:200])
+    except BaseException as error:
+        print(path.name, type(error).__name__)
+    if time.monotonic() - began > 20:
+        print(path.name, "took too long")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to the limit on addresses")
+def test_looking_inside_believes_no_size(tmp_path: Path) -> None:
+    """The same files, and containers that unfold to far more than they are, with no memory to spare."""
+    for case, attack in HOSTILE.items():
+        (tmp_path / case).write_bytes(attack.build())
+    (tmp_path / "good").write_bytes(zip_of(program([tensor(storage())])))
+    lists: Any = torch.ones(2)
+    dicts: Any = torch.ones(2)
+    for _ in range(40):
+        lists = [lists] * 10
+        dicts = {"a" * 1000: dicts, "b": dicts}
+    unfolding = {"lists": lists, "dicts": dicts, "name": {"n" * 20_000_000: torch.ones(1)}}
+    for name_, value in unfolding.items():
+        (tmp_path / f"unfolding_{name_}").write_bytes(save_bytes(value))
+    assert run_python(_UNFOLDED, str(tmp_path), str(SPARE_MEMORY)) == ""
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -339,9 +339,7 @@ _ZIPS: dict[str, Attack] = {
     "zip64_field_16_eib": Attack(partial(_zip64_field, (2**64 - 1, 2**64 - 1)), "where they end"),
     "zip64_field_cut": Attack(partial(_zip64_field, (24,)), "is too short"),
     "zip64_field_missing": Attack(partial(_central, "data/0", 20, "<I", 0xFFFFFFFF), "where they end"),
-    "zip64_field_longer_than_entry": Attack(
-        partial(_zip64_field, (24, 24), 60_000), "header or archive is corrupted"
-    ),
+    "zip64_field_longer_than_entry": Attack(partial(_zip64_field, (24, 24), 60_000), "is too short"),
     "local_name_64k": Attack(partial(_local, "data/0", 26, "<H", 0xFFFF), "header or archive is corrupted"),
     "local_extra_64k": Attack(partial(_local, "data/0", 28, "<H", 0xFFFF), "header or archive is corrupted"),
     "local_signature": Attack(partial(_local, "data/0", 0, "<I", 0), "header or archive is corrupted"),

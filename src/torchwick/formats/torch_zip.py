@@ -216,7 +216,7 @@ def _parse_entry(data: memoryview, at: int, uri: object) -> tuple[Record, int]:
     try:
         size, packed, header = _widen(bytes(data[extra_at : extra_at + extra_n]), size, packed, header)
     except struct.error as error:
-        raise _corrupt(uri, "a zip64 field of its directory is too short") from error
+        raise _corrupt(uri, "a zip64 field of its directory is too short for what it claims") from error
     name_bytes = bytes(data[name_at:extra_at])
     stored = method == 0 and packed == size and not flags & 1
     name = name_bytes.decode("utf-8", "replace")
@@ -233,6 +233,8 @@ def _widen(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int,
         tag, length = struct.unpack_from("<HH", extra, at)
         if tag == 1:
             field = extra[at + 4 : at + 4 + length]
+            if len(field) < length:  # torch refuses it too: no two readers may see different archives
+                raise struct.error("the field reaches beyond its entry")
             wide = [value == _WIDE for value in (size, packed, header)]
             values = iter(struct.unpack_from(f"<{sum(wide)}Q", field))
             size = next(values) if wide[0] else size
