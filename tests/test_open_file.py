@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 import torchwick
 from checkpoints.base import save_bytes
 from conftest import random_bytes, run_python
-from faults import Cut, IgnoreRange, S3Error, SlowDown, Stall
+from faults import Cut, IgnoreRange, S3Error, SlowDown, Stall, Trickle
 from oracle import assert_same
 from torchwick import TransferConfig
 
@@ -367,6 +367,14 @@ def test_a_failure_ahead_is_the_affair_of_the_read_that_needs_it(faulty: FaultyS
         file.seek(5 * MIB)
         with pytest.raises(torchwick.AccessDeniedError):
             file.read(3 * MIB)
+
+
+def test_a_failure_ahead_does_not_end_a_read_that_still_waits(faulty: FaultyServer, url: str) -> None:
+    with torchwick.open_file(url, transfer=PARTS) as file:
+        assert file.read(4 * MIB) == CONTENT[: 4 * MIB]
+        faulty.on(S3Error(403, "AccessDenied"), where=lambda request: _range(request)[0] >= 6 * MIB)
+        faulty.on(Trickle(MIB // 4, 0.2), where=lambda request: _range(request)[0] < 6 * MIB, nth=1)
+        assert file.read(MIB) == CONTENT[4 * MIB : 5 * MIB]
 
 
 class TestNoRanges:

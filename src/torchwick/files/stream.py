@@ -7,6 +7,7 @@ import threading
 import time
 
 from torchwick.config import TransferConfig
+from torchwick.errors import StoreError, TransferError
 from torchwick.files.window import Segment, Window
 from torchwick.store import ObjectInfo, Store
 from torchwick.transfer import Part, Transfer, populate
@@ -15,6 +16,12 @@ __all__ = ["Stream"]
 
 _LINGER = 2.0  # seconds without anything to read, after which the threads end; the next read starts others
 _LOOK = 1.0  # seconds between looks at the main thread, as in `torchwick.transfer.ceiling`
+
+
+def _is_within(error: StoreError, start: int, stop: int) -> bool:
+    """Whether an error says of itself that it is about bytes of a range."""
+    failed = error.range if isinstance(error, TransferError) else None
+    return failed is not None and start <= failed[0] < stop
 
 
 class _Parts:
@@ -140,6 +147,16 @@ class Stream:
         Raises:
             StoreError: they cannot be read.
         """
+        try:
+            return self._read(at, into, ahead)
+        except StoreError as error:
+            stop = at + len(into)
+            if self._window.furthest <= stop or _is_within(error, at, stop):
+                raise
+        # What failed may be bytes that this read does not need.
+        return self._read(at, into, 0)
+
+    def _read(self, at: int, into: memoryview, ahead: int) -> int:
         self._window.want(at, into, ahead)
         try:
             self._go_on()

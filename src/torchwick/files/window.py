@@ -69,6 +69,8 @@ class Window:
         self._segments: collections.deque[Segment] = collections.deque()
         self._under_way: set[Segment] = set()
         self._position = self._frontier = 0
+        self.furthest = 0
+        """How far parts were asked for, for the reader that waits or those before it."""
         self._wanted: memoryview | None = None
         self._wanted_stop = 0
         self._target = 0
@@ -96,6 +98,7 @@ class Window:
         """Move to `at`, where a reader waits for what it is about to be given."""
         with self.changed:
             self._move(at)
+            self.furthest = self._frontier
             self._wanted, self._wanted_stop = into, at + len(into)
             self._target = min(self._size, self._wanted_stop + min(ahead, self._limit))
             if self.room:
@@ -180,7 +183,7 @@ class Window:
             self._given += 1
             memory = buffer[: min(count, max(_LEAST, self._target - start), self._size - start)]
         segment = Segment(self, start, start + len(memory), buffer)
-        self._frontier = segment.stop
+        self._frontier = self.furthest = segment.stop
         self._segments.append(segment)
         self._under_way.add(segment)
         return Part(self._info, start, (memory,), segment)
