@@ -79,6 +79,18 @@ class TorchwickError(Exception):
         other.args, other.uri = (f"{uri}: {self}",), str(uri)
         return other
 
+    def add_remark(self, text: str) -> None:
+        """Say one thing more, in an error that is on its way: what was found when it was cleaned up after.
+
+        Example:
+            >>> error = TorchwickError("it broke")
+            >>> error.add_remark("A part of it is left")
+            >>> str(error), error.hint
+            ('it broke. A part of it is left.', 'A part of it is left.')
+        """
+        self.args = (f"{_sentence(str(self.args[0]))} {_sentence(text)}",)
+        self.hint = _sentence(text) if self.hint is None else f"{_sentence(self.hint)} {_sentence(text)}"
+
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."

@@ -184,7 +184,7 @@ def _write(
         folder.reserve(planned.size)
         _write_tensors(planned, kinds, folder, stream, counter)
         if planned.index:
-            with folder.create(INDEX) as sink:
+            with folder.create(INDEX, len(planned.index)) as sink:
                 sink.write(planned.index)
         folder.commit([name for name in outdated if name not in names])
 
@@ -205,7 +205,7 @@ def _write_tensors(
     from torchwick.saving.elements import elements
 
     for file in planned.files:
-        with folder.create(file.name) as sink:
+        with folder.create(file.name, file.size) as sink:
             sink.write(file.header)
             for name, tensor in itertools.islice(stream, len(file.names)):
                 for part in elements(tensor, kinds[planned.dtypes[name]]):
