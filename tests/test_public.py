@@ -26,7 +26,10 @@ SURFACE = [
     "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
+    "PutOptions",
     "S3Config",
+    "SaveReport",
+    "SavedFile",
     "StoreError",
     "TensorInfo",
     "TensorNotFoundError",
@@ -38,8 +41,13 @@ SURFACE = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "load_file",
     "open",
     "open_file",
+    "save",
+    "save_async",
+    "save_file",
+    "save_model",
 ]
 
 

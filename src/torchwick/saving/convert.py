@@ -51,13 +51,15 @@ def convert(
     """Write a checkpoint of any format as safetensors.
 
     What `torchwick.open` looks into is read tensor by tensor and written as it comes: no more is held than
-    ``TransferConfig.memory_limit`` allows, and 16 MiB or two; to S3, up to 64 MiB of small files as well. Nothing of the source is run. The files appear
-    when all of them are complete; after an error, or Ctrl-C, nothing is left.
+    ``TransferConfig.memory_limit`` allows, and 16 MiB or two; to S3, up to 64 MiB of small files as well.
+    Nothing of the source is run. The files appear when all of them are complete; after an error, or Ctrl-C,
+    nothing is left.
 
     Args:
         src: an object or a directory, as for `torchwick.open`.
-        dst: an address in S3 or a local path: a name that ends in ``.safetensors`` is one file; one that ends in a slash, or has
-            no dot, or is a directory already, is a directory for ``model.safetensors`` or its shards.
+        dst: an address in S3 or a local path: a name that ends in ``.safetensors`` is one file; one that ends
+            in a slash, or has no dot, or is a directory already, is a directory for ``model.safetensors`` or
+            its shards.
         dtype: what floating-point tensors are cast to, each as by ``tensor.to``: ``"bf16"``, or
             ``torch.float16``; None: nothing is cast. Integers, booleans and complex numbers never are.
         max_shard_size: bytes of tensors in one file of a directory, as a number or as text (``"5GB"``). A

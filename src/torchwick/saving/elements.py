@@ -39,9 +39,15 @@ def elements(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
         yield _bytes(part)
 
 
-def snapshot(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """Yield the same as `elements`, all of it copied."""
-    for part in _slices(tensor.detach(), _SLICE // max(tensor.dtype.itemsize, dtype.itemsize)):
+def snapshot(tensor: torch.Tensor, dtype: torch.dtype, most: int = _SLICE) -> Iterator[memoryview]:
+    """Yield the same as `elements`, all of it copied.
+
+    Args:
+        tensor: on any device, of any strides; not changed.
+        dtype: what its elements are cast to.
+        most: bytes of one copy; one element at least.
+    """
+    for part in _slices(tensor.detach(), max(1, most // max(tensor.dtype.itemsize, dtype.itemsize))):
         yield _bytes(torch.empty(part.shape, dtype=dtype, device="cpu").copy_(part))
 
 
