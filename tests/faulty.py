@@ -24,18 +24,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
-from faults import Fault, Length, Reply, Request, S3Error, SlowDown
+from faults import Fault, Instead, Length, Reply, Request, S3Error, SlowDown, Unread
+from faulty_writes import Uploads
 from kept import KeptChecksum, keep
 from listed import page
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import trustme
@@ -97,6 +98,7 @@ class FaultyServer:
         reset_handshakes: connections, counted from 0, that are reset at the client's first byte: over TLS in
             the handshake.
         ca_file: the certificate authority to trust; None over plain HTTP.
+        uploads: what is being uploaded to it in parts, and how it takes that.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class FaultyServer:
         self.reset_handshakes = range(0)
         self._under_way = 0
         self.ca_file = ca_file
+        self.uploads = Uploads()
         self._objects: dict[str, StoredObject] = {}
         self._rules: list[Rule] = []
         self._stored = 0
@@ -225,24 +228,45 @@ class FaultyServer:
             with self._lock:
                 self._under_way -= 1
 
-    def answer(self, request: Request, *, admitted: bool = True) -> Reply:
-        """Record the request and make the reply to it, faults applied."""
+    def faults_of(self, request: Request) -> list[Fault | Action]:
+        """Record a request whose body is still to be read, and return what goes wrong with it."""
         with self._lock:
             self.requests.append(request)
-            faults = [rule.fault for rule in self._rules if rule.due(request)]
+            return [rule.fault for rule in self._rules if rule.due(request)]
+
+    def answer(self, request: Request, faults: Sequence[Fault | Action], *, admitted: bool = True) -> Reply:
+        """Make the reply to a request, faults applied."""
         for fault in faults:
             if callable(fault):
                 fault()
-        with self._lock:
-            reply = _listing(request, self._objects) or _honest_reply(
-                request, self._objects.get(request.path)
-            )
+        reply = Reply(200, {}, b"")
+        if not any(isinstance(fault, Instead | Unread) for fault in faults):
+            reply = self._honest(request)
         for fault in faults:
             if not callable(fault):
                 fault.apply(request, reply)
         if not admitted:
             SlowDown().apply(request, reply)
         return reply
+
+    def content(self, path: str) -> bytes | None:
+        """Return the bytes of an object, or None where there is none."""
+        stored = self._objects.get(path)
+        return None if stored is None else stored.body
+
+    def _honest(self, request: Request) -> Reply:
+        with self._lock:
+            present = request.path in self._objects
+            written, reply = self.uploads.answer(request, present=present)
+            if request.method == "DELETE" and reply is None:
+                self._objects.pop(request.path, None)
+                return Reply(204, {}, b"")
+        if written is not None:
+            self.put(request.path, written.body, etag=written.etag, checksum=written.checksum)
+        if reply is not None:
+            return reply
+        with self._lock:
+            return _listing(request, self._objects) or _honest_reply(request, self._objects.get(request.path))
 
 
 def _error(request: Request, status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
@@ -396,7 +420,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._serve()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
         self._serve()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -413,10 +442,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             range=_parse_range(headers.get("range")),
             connection=self._number,
         )
-        with self._server.owner.admitted() as admitted:
-            self._send(self._server.owner.answer(request, admitted=admitted))
+        owner = self._server.owner
+        with owner.admitted() as admitted:
+            faults = owner.faults_of(request)
+            body = self._read(faults)
+            self._send(owner.answer(replace(request, body=body), faults, admitted=admitted))
+
+    def _read(self, faults: Sequence[Fault | Action]) -> bytes:
+        """Read the body of the request, or only its beginning."""
+        size = int(self.headers.get("Content-Length", 0))
+        unread = [fault for fault in faults if isinstance(fault, Unread)]
+        if unread:
+            self.rfile.read(min(size, unread[0].after))
+            self.close_connection = True
+            return b""
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionResetError("the client went away")
+        return body
 
     def _send(self, reply: Reply) -> None:
+        if reply.lost:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            return
         if reply.stall_after == -1:
             self._stall()
             return

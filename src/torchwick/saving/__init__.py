@@ -1,4 +1,4 @@
-"""Writes checkpoints: from what a catalog or an object describes to files that appear whole, or not at all."""
+"""Writes checkpoints: from a catalog, or from an object, to files that appear whole, or not at all."""
 
 from torchwick.saving.background import save_async
 from torchwick.saving.conversion import Conversion, WrittenFile

@@ -21,7 +21,6 @@ from torchwick.checkpoint.progress import watched
 from torchwick.config import PutOptions, S3Config, TransferConfig
 from torchwick.errors import TorchwickError
 from torchwick.report import Progress, ProgressCallback, SaveReport
-from torchwick.transfer import ClosedError
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +164,8 @@ class _Running:
 
     def start(self, tensors: Sequence[torch.Tensor]) -> None:
         """Begin, and return when the tensors may be changed."""
+        from torchwick.transfer import ClosedError
+
         _unfinished.add(self)
         self.future.set_running_or_notify_cancel()
         self._thread.start()

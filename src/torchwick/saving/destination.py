@@ -8,14 +8,16 @@ import re
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import AccessDeniedError, ObjectExistsError, ObjectNotFoundError, StoreError, URIError
 from torchwick.formats.huggingface import read_index
 from torchwick.store import Store, open_store
-from torchwick.transfer import Budget, RangeCache, Tally, persist
 from torchwick.uri import URI, parse
+
+if TYPE_CHECKING:
+    from torchwick.transfer import RangeCache
 
 __all__ = [
     "INDEX",
@@ -85,6 +87,8 @@ class Destination:
             return [self.file] if self._is_there(self.file) else []
         if self.directory.scheme == "file":
             return _of_models(_local_names(self.directory))
+        from torchwick.transfer import Budget, Tally, persist
+
         infos = persist(
             lambda connection: connection.list(self.directory),
             self._store,
@@ -137,6 +141,8 @@ class Destination:
         return self._look(name) is not None
 
     def _look(self, name: str) -> RangeCache | None:
+        from torchwick.transfer import RangeCache
+
         try:
             return RangeCache(self._store, self.directory.child(name), self.transfer)
         except ObjectNotFoundError:

@@ -10,7 +10,6 @@ from torchwick.config import PutOptions
 from torchwick.report import Progress, ProgressCallback, SavedFile
 from torchwick.saving.destination import Destination
 from torchwick.saving.files import Content, File
-from torchwick.saving.s3_folder import S3Folder
 from torchwick.saving.sink import LocalFolder, Sink
 
 __all__ = ["Written", "write"]
@@ -129,6 +128,8 @@ def _upload(
     outdated: Sequence[str],
     options: PutOptions | None,
 ) -> Written:
+    from torchwick.saving.s3_folder import S3Folder  # and with it all that moves bytes
+
     with S3Folder(
         to.directory,
         overwrite=overwrite,

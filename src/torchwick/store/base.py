@@ -332,6 +332,11 @@ class WritableStore(Protocol):
         """Whether bytes are encrypted on the way, which costs processor time for each connection."""
         ...
 
+    @property
+    def takes_checksums(self) -> bool:
+        """Whether checksums are sent with what is written; no longer once the store has refused them."""
+        ...
+
     def writer(self, options: PutOptions) -> Writer:
         """Return a writer that no one else uses, over a line kept alive where there is one."""
         ...

@@ -40,7 +40,7 @@ from torchwick.store.proxy import proxy_for
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import frameless, redacted_logs
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
-from torchwick.store.s3_client import leave_payload_unsigned, payer, trusted_bundle
+from torchwick.store.s3_client import leave_payload_unsigned, payer, secrets_of, trusted_bundle
 from torchwick.store.s3_errors import Refusal, about_objects, is_refusal, read_refusal
 from torchwick.store.s3_exchange import (
     GET_OBJECT,
@@ -144,6 +144,11 @@ class S3Store:
         """Return a connection of its own for one thread."""
         return S3Connection(self, self._lines)
 
+    @property
+    def takes_checksums(self) -> bool:
+        """Whether checksums are sent with what is written; no longer once the store has refused them."""
+        return self.habits.takes_checksums
+
     def writer(self, options: PutOptions) -> S3Writer:
         """Return a connection that writes, of its own for one thread."""
         return S3Writer(self.send, self.habits, options, self._lines)
@@ -239,7 +244,7 @@ class S3Store:
         """Say what a refusal means, with what else the store tells of the reason."""
         # The refusal of a role says which, not as whom its credentials were to be.
         asked_as = caller.asked_as if about_objects(error) else role_of(self._config)
-        refusal = Refusal(error, exchange.uri, asked_as, exchange.secrets)
+        refusal = Refusal(error, exchange.uri, asked_as, (*exchange.secrets, *secrets_of(self._config)))
         if exchange.pinned or exchange.operation not in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS):
             # Another listing would tell no more.
             return refusal.explained(pinned=exchange.pinned)

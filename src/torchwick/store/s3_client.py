@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from functools import lru_cache, partial
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "make_session",
     "payer",
     "region_of",
+    "secrets_of",
     "trusted_bundle",
 ]
 
@@ -144,6 +146,12 @@ def customer_key(config: S3Config) -> dict[str, Any]:
     """Return the arguments of a request for an object that the caller's own key encrypts (SSE-C)."""
     key = config.sse_customer_key
     return {} if key is None else {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+
+
+def secrets_of(config: S3Config) -> tuple[str, ...]:
+    """Return the caller's own key as it is sent, which no message may repeat."""
+    key = config.sse_customer_key
+    return (base64.b64encode(key).decode("ascii"),) if isinstance(key, bytes) else ()
 
 
 def payer(config: S3Config) -> dict[str, Any]:

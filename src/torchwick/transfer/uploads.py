@@ -264,7 +264,7 @@ class Uploads:
         stored = upload.appearance(self._how).run(self._insistent, upload.tally)
         checksum = upload.checksum(self._how)
         kept = stored.checksum
-        if kept is None and checksum is not None:
+        if kept is None and checksum is not None and self._store.takes_checksums:
             kept = self._asked_for(upload)
         tally, parts = upload.tally, upload.arrivals
         return Receipt(
