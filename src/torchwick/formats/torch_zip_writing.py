@@ -1,8 +1,9 @@
 """Lays out torch's zip format for writing: where each record begins, and every byte that is not the caller's.
 
 It is what torch's own writer lays out, byte for byte (miniz in caffe2/serialize/inline_container.cc):
-records lie uncompressed behind one another, their data at multiples of 64, and a data descriptor follows each
-with its checksum. So a file can be written from its start to its end, and its size is known before.
+records lie uncompressed behind one another, their data at multiples of 64, and a data descriptor with its
+checksum follows each that is not empty. So a file can be written from its start to its end, and its size is
+known before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["ALIGNMENT", "PlacedRecord", "closing", "closing_size", "first_record
 ALIGNMENT = 64
 _ROOT = "archive/"  # as torch calls it where it writes to no file of its own
 _WIDE = 0xFFFFFFFF
-_FLAGS = 1 << 3 | 1 << 11  # a descriptor follows the data; names are UTF-8
+_DESCRIBED, _UTF8 = 1 << 3, 1 << 11  # general purpose flags: a descriptor follows the data; of the names
 _LOCAL_BYTES = 30
 _VERSION = b"3\n"  # kProducedFileFormatVersion: what every torch since 1.6 reads
 
@@ -47,12 +48,16 @@ class PlacedRecord:
     @property
     def stop(self) -> int:
         """One past its data and the descriptor behind them."""
-        return self.start + self.size + (24 if self.zip64 else 16)
+        return self.start + self.size + len(self.descriptor(0))
 
     @property
     def zip64(self) -> bytes:
         """The field for numbers beyond 32 bits, empty where there are none."""
         return _zip64(self.size, self.header)
+
+    @property
+    def _flags(self) -> int:
+        return _UTF8 | (_DESCRIBED if self.size else 0)
 
     def opening(self) -> bytes:
         """Return the local header, padded up to the data."""
@@ -60,11 +65,13 @@ class PlacedRecord:
         extra = self.zip64 + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         sizes = b"\xff" * 8 if self.size >= _WIDE else bytes(8)
         lengths = len(self.path), len(extra)
-        fixed = struct.pack("<4sHHH4xI8sHH", b"PK\x03\x04", 0, _FLAGS, 0, 0, sizes, *lengths)
+        fixed = struct.pack("<4sHHH4xI8sHH", b"PK\x03\x04", 0, self._flags, 0, 0, sizes, *lengths)
         return fixed + self.path + extra
 
     def descriptor(self, crc32: int) -> bytes:
         """Return what follows the data."""
+        if not self.size:
+            return b""
         return struct.pack("<4sIQQ" if self.zip64 else "<4sIII", b"PK\x07\x08", crc32, self.size, self.size)
 
     def entry(self, crc32: int) -> bytes:
@@ -73,7 +80,7 @@ class PlacedRecord:
         fixed = struct.pack(
             "<4sHHHH4xIIIHHH8xI",
             b"PK\x01\x02",
-            *(0, 0, _FLAGS, 0),
+            *(0, 0, self._flags, 0),
             *(crc32, size, size),
             *(len(self.path), len(self.zip64), 0),
             min(self.header, _WIDE),

@@ -146,9 +146,10 @@ def _check_values(name: str, tensor: torch.Tensor, to: Destination) -> None:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     try:
-        return not tensor.numel() or tensor.untyped_storage().data_ptr() != 0
-    except (RuntimeError, NotImplementedError):  # such as FakeTensors raise
+        storage = tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):
         return False
+    return storage.device == tensor.device and (not tensor.numel() or storage.data_ptr() != 0)
 
 
 def _entry(name: str, tensor: torch.Tensor, to: Destination) -> TensorEntry:

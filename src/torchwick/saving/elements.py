@@ -7,6 +7,7 @@ alive what it is a view of, and copies are made slice by slice, each when the on
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ __all__ = ["elements", "snapshot"]
 
 _SLICE = 16 << 20
 """Bytes of one stretch: large enough for the calls not to count, and about a part of an upload."""
+_MAPPED = 1 << 20  # bytes of memory for which the system is asked
 
 
 def elements(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
@@ -48,7 +50,15 @@ def snapshot(tensor: torch.Tensor, dtype: torch.dtype, most: int = _SLICE) -> It
         most: bytes of one copy; one element at least.
     """
     for part in _slices(tensor.detach(), max(1, most // max(tensor.dtype.itemsize, dtype.itemsize))):
-        yield _bytes(torch.empty(part.shape, dtype=dtype, device="cpu").copy_(part))
+        yield _copied(part, dtype)
+
+
+def _copied(part: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    size = part.numel() * dtype.itemsize
+    # Not from the heap: in one that is cut to pieces meanwhile, no slice would fit where the last one was.
+    memory = mmap.mmap(-1, size) if size >= _MAPPED else bytearray(size)
+    torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(part.shape).copy_(part)
+    return memoryview(memory).toreadonly()
 
 
 def _lies_so(tensor: torch.Tensor, dtype: torch.dtype) -> bool:

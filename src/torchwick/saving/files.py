@@ -162,5 +162,6 @@ def _write_record(sink: Sink, record: PlacedRecord, content: Content) -> int:
     for part in content:
         sink.write(part)
         crc32 = zlib.crc32(part, crc32)
-    sink.write(record.descriptor(crc32))
+    if record.size:
+        sink.write(record.descriptor(crc32))
     return crc32

@@ -72,7 +72,7 @@ def save(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = save({"w": torch.ones(3)}, f"{folder}/new.safetensors", metadata={"epoch": "3"})
         >>> report.format, report.tensors, report.size
-        ('safetensors', 1, 132)
+        ('safetensors', 1, 124)
     """
     from torchwick.saving.draft import draft_state
     from torchwick.saving.job import Wishes, begin
