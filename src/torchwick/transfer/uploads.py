@@ -18,7 +18,7 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torchwick.config import PutOptions, TransferConfig
@@ -31,7 +31,7 @@ from torchwick.transfer.cutting import LARGEST_OBJECT, Cut, Cutter, parts_of
 from torchwick.transfer.insist import Insistent
 from torchwick.transfer.meter import Meter
 from torchwick.transfer.outbox import Outbox
-from torchwick.transfer.pace import Pace
+from torchwick.transfer.pace import Pace, Reading
 from torchwick.transfer.retry import Retry
 from torchwick.transfer.sender import Arrivals, Outgoing, Sender
 from torchwick.transfer.tally import Tally
@@ -44,6 +44,7 @@ _log = logging.getLogger("torchwick")
 
 _TICK = 0.1  # seconds between looks at the senders
 _AHEAD = 2  # parts for each connection that may wait or be on their way: the next is there when one is sent
+_TELLING = 2  # parts for each connection that have to arrive for a rate
 _MOST_KEPT = (
     64 << 20
 )  # bytes of small objects that are held until all appear; more of them go ahead, in parts
@@ -119,7 +120,8 @@ class Uploads:
         self._outbox: Outbox[Outgoing] = Outbox()
         self._pace = Pace.of(config.connections, secure=store.secure)
         self._memory = config.memory_bytes()
-        self._meter = Meter()
+        self._meter, self._gauge = Meter(), Meter()
+        self._gauged = 0
         self._threads = Threads("write")
         self._surplus: collections.deque[bool] = collections.deque()
         self._senders: list[Sender] = []
@@ -239,13 +241,27 @@ class Uploads:
         for future in [future for future in self._running if future.done()]:
             self._running.remove(future)
             future.result()
-        wanted = self._pace.adapt(self._meter.read(self._senders, starved=self._outbox.idle > 0))
+        wanted = self._pace.adapt(self._read())
         self._surplus.clear()
         self._surplus.extend([True] * (self._busy - wanted))
         self._start_more()
         self.connections = max(self.connections, self._busy)
         if self._on_progress is not None:
             self._on_progress(sum(sender.there for sender in self._senders), self._busy)
+
+    def _read(self) -> Reading:
+        """Return what happened since the last look; a rate only where enough parts arrived to tell one.
+
+        Bytes count as sent when the kernel has them. Over a short while that is the rate at which its buffers
+        fill, which every new connection seems to raise.
+        """
+        now = replace(self._meter.read(self._senders, starved=True), rate=0.0)
+        arrived = sum(len(upload.arrivals.parts) for upload in self._uploads)
+        if arrived - self._gauged < _TELLING * self._pace.connections:
+            return now
+        self._gauged = arrived
+        gauged = self._gauge.read(self._senders, starved=self._outbox.idle > 0)
+        return replace(now, rate=gauged.rate, busy=gauged.busy, starved=gauged.starved)
 
     @property
     def _busy(self) -> int:
