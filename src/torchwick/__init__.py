@@ -17,6 +17,7 @@ from torchwick.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StateDictError,
     StoreError,
     TensorNotFoundError,
     TorchwickError,
@@ -25,8 +26,8 @@ from torchwick.errors import (
     URIError,
 )
 from torchwick.files import File, open_file
-from torchwick.loading import load
-from torchwick.report import LoadReport, Progress
+from torchwick.loading import load, load_model
+from torchwick.report import LoadReport, LoadResult, Progress
 
 __version__ = "0.1.0"
 
@@ -41,12 +42,14 @@ __all__ = [
     "FormatError",
     "IntegrityError",
     "LoadReport",
+    "LoadResult",
     "MemoryLimitError",
     "ObjectChangedError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
     "S3Config",
+    "StateDictError",
     "StoreError",
     "TensorInfo",
     "TensorNotFoundError",
@@ -58,6 +61,7 @@ __all__ = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "load_model",
     "open",
     "open_file",
 ]

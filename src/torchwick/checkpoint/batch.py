@@ -14,7 +14,7 @@ from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.checkpoint.layout import Group, Region
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.request import Request
-from torchwick.checkpoint.tensors import allocate
+from torchwick.checkpoint.tensors import Allocate
 from torchwick.formats.catalog import Catalog, Packed, Piece, TensorEntry
 from torchwick.formats.torch_catalog import misplaced, unpack
 from torchwick.transfer import Fill
@@ -32,10 +32,16 @@ class Batch:
         catalog: where it is.
         objects: where that is.
         into: memory that is there already, by the name of the one tensor of a group.
+        allocate: makes memory for the others, of so many bytes.
     """
 
     def __init__(
-        self, groups: Sequence[Group], catalog: Catalog, objects: Objects, into: Mapping[str, torch.Tensor]
+        self,
+        groups: Sequence[Group],
+        catalog: Catalog,
+        objects: Objects,
+        into: Mapping[str, torch.Tensor],
+        allocate: Allocate = tensors.allocate,
     ) -> None:
         self._groups = groups
         self._catalog = catalog

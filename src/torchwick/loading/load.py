@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import ObjectNotFoundError
 from torchwick.formats.sniff import sniff
+from torchwick.loading.facts import facts_of, unverified
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from torchwick.loading.devices import MapLocation
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
-    from torchwick.report import Method
     from torchwick.store import Store
-    from torchwick.transfer import RangeCache, Tally
+    from torchwick.transfer import RangeCache
     from torchwick.uri import URI
 
 __all__ = ["load"]
@@ -107,7 +107,7 @@ def load(
         task = _Task(address, store, config, on_progress, map_location, verify, digest)
         value, facts = task.run(keys, weights_only=weights_only)
     if facts["verified"] is None and (verify is True or digest is not None):
-        raise _unverified(address, map_location)
+        raise unverified(address, map_location)
     report = LoadReport(uri=str(address), seconds=time.perf_counter() - started, **facts)
     _log.info("loaded %s: %s", report.uri, report)
     if on_report is not None:
@@ -154,7 +154,7 @@ class _Task:
         with asked as source.expected:
             outcome = _load(source, self.map_location, weights_only=weights_only)
         size = source.tally.bytes_read if source.size is None else source.size
-        facts = _facts(source.tally, [source], outcome.format, outcome.method, size)
+        facts = facts_of(source.tally, [source], outcome.format, outcome.method, size)
         return outcome.value, facts
 
     def _by_name(self, catalog: Catalog, objects: Objects, keys: Keys) -> tuple[Any, dict[str, Any]]:
@@ -172,7 +172,7 @@ class _Task:
             selection, self.map_location, self.address, verify=self.verify, sha256=self.digest
         )
         size = objects.size or objects.tally.bytes_read
-        return value, _facts(objects.tally, selection.sources, catalog.format, "filled", size)
+        return value, facts_of(objects.tally, selection.sources, catalog.format, "filled", size)
 
 
 def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
@@ -190,35 +190,3 @@ def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> O
         return Outcome(load_safetensors(source, map_location), "safetensors", "filled")
     loaders = {"zip": load_zip, "legacy": load_legacy, "tar": load_tar}
     return loaders[kind](source, map_location, weights_only=weights_only)
-
-
-def _unverified(address: URI, map_location: MapLocation) -> Exception:
-    from torchwick.checkpoint.verification import unverifiable
-    from torchwick.loading.devices import is_faking, is_meta
-
-    if is_meta(map_location) or is_faking():
-        return ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")
-    return unverifiable(address)
-
-
-def _facts(tally: Tally, sources: Sequence[Source], format: str, method: Method, size: int) -> dict[str, Any]:
-    """Return what there is to report of the objects that were read."""
-    infos = [source.info for source in sources]
-    return {
-        "format": format,
-        "method": method,
-        "size": size,
-        "bytes_read": tally.bytes_read,
-        "requests": tally.requests,
-        "retries": tally.retries,
-        "connections": max(1, tally.connections),
-        "etag": _only(info.etag for info in infos),
-        "version": _only(info.version for info in infos),
-        "verified": _only(source.verified for source in sources),
-    }
-
-
-def _only(of_objects: Iterable[str | None]) -> str | None:
-    """Return what all objects have in common, or None."""
-    values = set(of_objects)
-    return values.pop() if len(values) == 1 else None
