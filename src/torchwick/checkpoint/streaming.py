@@ -10,11 +10,9 @@ from typing import Self
 
 import torch
 
-from torchwick.checkpoint import tensors
-from torchwick.checkpoint.batch import Batch
+from torchwick.checkpoint.batch import OWN, Batch, Memory
 from torchwick.checkpoint.layout import Group, batches
 from torchwick.checkpoint.objects import Objects
-from torchwick.checkpoint.tensors import Allocate
 from torchwick.checkpoint.watch import Watch
 from torchwick.errors import MemoryLimitError
 from torchwick.formats.catalog import Catalog
@@ -49,7 +47,7 @@ class Stream:
 
     A thread of its own runs the transfer. What was read and not yet handed out, and what the caller was
     handed last, counts against the memory limit of the settings; reading goes on as the caller asks for more.
-    Memory is never used twice: a tensor that was handed out is the caller's.
+    By default memory is never used twice: a tensor that was handed out is the caller's.
 
     Args:
         groups: what is read.
@@ -58,7 +56,8 @@ class Stream:
         into: memory of the caller's that tensors are read into, by the name of the one tensor of a group: as
             many bytes as it has. It counts against no limit.
         watches: who watches over objects, by the objects' names.
-        allocate: makes memory for what is not read into the caller's.
+        memory: lends it for what is not read into the caller's.
+        ahead: bytes that are held at most where the settings give no limit, or two of the largest group.
         on_progress: called about ten times a second with (bytes there, connections), on the thread that asks
             for tensors.
 
@@ -74,19 +73,20 @@ class Stream:
         into: Mapping[str, torch.Tensor] | None = None,
         watches: Mapping[str, Watch] | None = None,
         *,
-        allocate: Allocate = tensors.allocate,
+        memory: Memory = OWN,
+        ahead: int = _AHEAD,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
         self._into = into or {}
         self._watches = watches or {}
-        self._allocate = allocate
+        self._memory = memory
         self._on_progress = on_progress
         self._progress = 0, 0
         self._told = time.monotonic()
         self._besides = {name: collections.deque(watch.besides) for name, watch in self._watches.items()}
-        limit = _limit([group for group in groups if group.names[0] not in self._into], objects)
+        limit = _limit([group for group in groups if group.names[0] not in self._into], objects, ahead)
         self._batches = batches(groups, min(_BATCH, limit // 4))
         self._part_size = objects.part_size(sum(group.nbytes for group in groups))
         self._ceiling = Ceiling(limit)
@@ -161,7 +161,7 @@ class Stream:
         for groups in self._batches:
             held = sum(group.nbytes for group in groups if group.names[0] not in self._into)
             self._ceiling.take(held)
-            batch = Batch(groups, self._catalog, self._objects, self._into, self._allocate)
+            batch = Batch(groups, self._catalog, self._objects, self._into, self._memory)
             last = max(((r.object, r.stop) for g in groups for r in g.regions), key=self._place, default=None)
             yield from self._parts_of(batch, held, last)
         if any(self._besides.values()):
@@ -199,7 +199,7 @@ class Stream:
                 self._changed.notify_all()
 
 
-def _limit(groups: Sequence[Group], objects: Objects) -> int:
+def _limit(groups: Sequence[Group], objects: Objects, ahead: int) -> int:
     """Return the bytes that may be held at once."""
     limit = objects.config.memory_bytes()
     largest = max(groups, key=lambda group: group.nbytes, default=Group((), ()))
@@ -211,4 +211,4 @@ def _limit(groups: Sequence[Group], objects: Objects) -> int:
             needed=largest.nbytes,
             limit=limit,
         )
-    return min(limit, max(_AHEAD, 2 * largest.nbytes)) if objects.config.memory_limit == "auto" else limit
+    return min(limit, max(ahead, 2 * largest.nbytes)) if objects.config.memory_limit == "auto" else limit
