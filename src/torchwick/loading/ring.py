@@ -8,6 +8,7 @@ import threading
 import torch
 
 from torchwick.checkpoint import tensors
+from torchwick.loading.casting import as_dtype
 
 __all__ = ["Ring"]
 
@@ -49,7 +50,7 @@ class Ring:
 
     def give_back(self, memory: torch.Tensor) -> None:
         """Take back what was lent."""
-        size = memory.untyped_storage().nbytes()
-        if size >= _LARGE:
+        storage = memory.untyped_storage()
+        if storage.nbytes() >= _LARGE:
             with self._lock:
-                self._free[size].append(torch.empty(0, dtype=torch.uint8).set_(memory.untyped_storage()))
+                self._free[storage.nbytes()].append(as_dtype(storage, torch.uint8))

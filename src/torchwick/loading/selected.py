@@ -17,9 +17,11 @@ from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.verification import Verify, expecting
 from torchwick.checkpoint.watch import Watch
 from torchwick.formats.catalog import Catalog
-from torchwick.loading.devices import MapLocation, is_faking, settle
+from torchwick.loading.casting import recast
+from torchwick.loading.devices import Placement, is_faking, on_host, settle
 from torchwick.loading.feeding import feed
 from torchwick.loading.source import WORTH_READING, Source
+from torchwick.loading.storages import storages
 from torchwick.loading.whole import Range
 from torchwick.report import Progress, ProgressCallback
 
@@ -93,6 +95,17 @@ class Selection:
             feed(catalog, self._objects, targets, watches, self._on_progress and self._tell_of_total)
         self._tell_of_total(self._total, 0)
 
+    def move(
+        self, device: torch.device, dtype: torch.dtype | None, *, verify: Verify, sha256: str | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors on a device, those that are floating-point cast to `dtype`; ties stay."""
+        shared = storages(replace(self._catalog, entries=self._entries), self._objects.names)
+        inner = Selection(shared.catalog, self._objects, [*shared.catalog.entries], self._on_progress)
+        inner.sources = self.sources  # which are told what was verified
+        targets = shared.empty(device, dtype, self._objects.uri)
+        inner.fill(targets, verify=verify, sha256=sha256)
+        return shared.tensors(self._entries, targets)
+
     def _watches(
         self, questions: ExitStack, wanted: Mapping[str, Sequence[Range]], *, verify: Verify
     ) -> dict[str, Watch]:
@@ -146,12 +159,15 @@ def _is_all(source: Source, wanted: int) -> bool:
 
 
 def load_selected(
-    selection: Selection, map_location: MapLocation, uri: object, *, verify: Verify, sha256: str | None
+    selection: Selection, to: Placement, uri: object, *, verify: Verify, sha256: str | None
 ) -> dict[str, torch.Tensor]:
     """Return the tensors, where they are wanted."""
-    device = settle(map_location, uri)
+    device = settle(to.map_location, uri)
     if device.type == "meta" or is_faking():
-        return selection.shapes(device)
-    found = selection.read(verify=verify, sha256=sha256)
-    # One by one, each CPU tensor let go as soon as it has moved.
-    return {name: found.pop(name).to(device) for name in list(found)}
+        shapes = selection.shapes(device)
+        if to.dtype is not None:
+            recast(shapes, to.dtype)
+        return shapes
+    if to.dtype is None and on_host(device):
+        return selection.read(verify=verify, sha256=sha256)
+    return selection.move(device, to.dtype, verify=verify, sha256=sha256)
