@@ -37,6 +37,7 @@ __all__ = ["from_pretrained"]
 _log = logging.getLogger("torchwick")
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
+_ADAPTER = "adapter_config.json"
 _OF_A_MODEL = re.compile(r"config(\.[\w.]+)?\.json|generation_config\.json")
 _ENDINGS = (
     ".json",
@@ -160,6 +161,9 @@ def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name in _NOT_HERE:
             raise ValueError(f"{name} is not for torchwick's from_pretrained: {_NOT_HERE[name]}")
+    device_map = kwargs.get("device_map")
+    if isinstance(device_map, dict) and "disk" in device_map.values():
+        raise ValueError(f"device_map names the disk: {_NOT_HERE['offload_folder']}")
 
 
 def _makes_models(class_: Any) -> bool:
@@ -178,7 +182,10 @@ def _device(device: torch.device | str | int, kwargs: dict[str, Any]) -> torch.d
 
     if kwargs.get("device_map") is not None:
         raise ValueError("device and device_map say the same: give one of them")
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device; device_map takes more than one") from error
     if found.type == "meta":
         raise ValueError(
             "no weights are read for the device meta: use model_class(config) under torch.device"
@@ -208,9 +215,9 @@ def _explained(directory: Directory, folder: Path, class_: Any) -> Iterator[None
     """Have what transformers says of the temporary directory be said of the one it stands for."""
     try:
         yield
-    except TorchwickError:
+    except (TorchwickError, ImportError, MemoryError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more exact
         said = re.sub(r"\s+", " ", str(error)).replace(str(folder), str(directory.uri))
         hint = f"Look into the directory, {directory.names}."
         text = f"transformers makes no {_name(class_)} of it: {said}"
@@ -300,11 +307,16 @@ class _Model:
         Its own `from_pretrained` does not get as far without a path.
         """
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
-        from transformers.models.auto.auto_factory import _get_model_class
+        from transformers.models.auto.auto_factory import (
+            _get_model_class,
+            add_generation_mixin_to_remote_model,
+        )
 
         reference = (getattr(config, "auto_map", None) or {}).get(_name(auto))
         if reference is not None and self._trusted:
-            return get_class_from_dynamic_module(reference, str(folder), local_files_only=True), config
+            class_ = get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
+            class_.register_for_auto_class(_name(auto))
+            return add_generation_mixin_to_remote_model(class_), config
         mapping = auto._model_mapping  # noqa: SLF001
         if type(config) not in mapping:
             hint = f"Pass another class; its {_CONFIG} names {config.architectures}."
@@ -314,7 +326,7 @@ class _Model:
                 )
             text = f"{_name(auto)} has no class for {type(config).__name__}"
             raise FormatError(text, uri=self._directory.uri, hint=hint)
-        class_: Any = _get_model_class(config, mapping)  # type: ignore[no-untyped-call]
+        class_ = _get_model_class(config, mapping)
         text_config = config.sub_configs.get("text_config")
         if text_config is not None and getattr(class_, "config_class", None) == text_config:
             quantized = getattr(config, "quantization_config", None)
@@ -328,6 +340,8 @@ class _Model:
         from torchwick.integrations.on_demand import OnDemand
 
         directory = self._directory
+        if _ADAPTER in (directory.listed or ()):
+            _log.warning("%s: the adapter in it is not applied: model.load_adapter does that", directory.uri)
         catalog, objects = open_objects(_weights(directory, config), directory.store, directory.config)
         with watched(self._progress) as on_progress, OnDemand(catalog, objects, on_progress) as tensors:
             loaded = class_.from_pretrained(
