@@ -124,9 +124,9 @@ class OnDemand:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._error = self._error or ValueError(f"{self.uri}: the load has ended")
         self._stream.__exit__()  # which wakes who waits for a tensor
         with self._changing:
-            self._error = self._error or ValueError(f"{self.uri}: the load has ended")
             self._waiting.clear()
 
     def stand_ins(self) -> dict[str, StandIn]:
@@ -185,6 +185,8 @@ class OnDemand:
             self._coming.clear()
             return False
         except BaseException as error:
+            if self._error is not None:  # the load has ended, which is why there is no tensor
+                raise self._error from error
             self._error = error
             self._coming.clear()
             raise

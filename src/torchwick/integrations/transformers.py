@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchwick.checkpoint.opening import open_objects
-from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
-from torchwick.errors import FormatError, TorchwickError, URIError
+from torchwick.integrations.explained import explained
 from torchwick.integrations.small_files import Directory, list_directory
 from torchwick.report import ProgressCallback
 from torchwick.store import open_store
-from torchwick.uri import URI, parse
+from torchwick.uri import parse
 
 try:
-    import transformers
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+    from torchwick.integrations.stored_model import StoredModel
 except ImportError as error:
     message = (
         "torchwick.integrations.transformers needs transformers 5: pip install 'torchwick[transformers]'"
@@ -36,9 +31,6 @@ __all__ = ["from_pretrained"]
 
 _log = logging.getLogger("torchwick")
 
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
-_ADAPTER = "adapter_config.json"
-_OF_A_MODEL = re.compile(r"config(\.[\w.]+)?\.json|generation_config\.json")
 _ENDINGS = (
     ".json",
     ".txt",
@@ -53,8 +45,8 @@ _ENDINGS = (
 )
 """Of the files that tokenizers and processors of transformers read: settings, vocabularies, templates."""
 _GUESSES = (
-    _CONFIG,
-    _GENERATION,
+    "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -84,8 +76,6 @@ _NOT_HERE = {
     **dict.fromkeys(("local_files_only", "use_safetensors"), "it is of the Hub"),
 }
 """Arguments of transformers that mean nothing here, or something that is not done, and why."""
-_OF_THE_MODEL = ("quantization_config", "generation_config", "torch_dtype")
-"""Arguments of which the configuration is told nothing, though it has something of that name."""
 
 
 def from_pretrained(
@@ -147,8 +137,8 @@ def from_pretrained(
         placed: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         if device is not None:
             placed["device_map"] = _device(device, kwargs)
-        task = _Model(directory, str(address), trusted, progress)
-        loaded = task.load(model_class, placed, kwargs)
+        model = StoredModel(directory, str(address), trusted, progress)
+        loaded = model.load(model_class, placed, kwargs)
     elif dtype is not None or device is not None:
         raise ValueError(f"dtype and device are for models, not for {_name(model_class)}")
     else:
@@ -202,26 +192,12 @@ def _load_small(
         settings = file.endswith(_ENDINGS) and not file.endswith(".index.json")
         return settings or file.startswith("tokenizer.model") or (trusted and file.endswith(".py"))
 
-    with directory.fetched(wanted, _GUESSES) as folder, _explained(directory, folder, class_):
-        if issubclass(class_, transformers.GenerationConfig):
+    with directory.fetched(wanted, _GUESSES) as folder, explained(directory, folder, class_):
+        if not _name(class_).startswith("Auto"):  # no other class can have code of its own
             kwargs.pop("trust_remote_code")
         loaded = class_.from_pretrained(str(folder), local_files_only=True, **kwargs)
     _rename(loaded, name)
     return loaded
-
-
-@contextlib.contextmanager
-def _explained(directory: Directory, folder: Path, class_: Any) -> Iterator[None]:
-    """Have what transformers says of the temporary directory be said of the one it stands for."""
-    try:
-        yield
-    except (TorchwickError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # tokenizers raises nothing more exact
-        said = re.sub(r"\s+", " ", str(error)).replace(str(folder), str(directory.uri))
-        hint = f"Look into the directory, {directory.names}."
-        text = f"transformers makes no {_name(class_)} of it: {said}"
-        raise FormatError(text, uri=directory.uri, hint=hint) from error
 
 
 def _rename(loaded: Any, name: str) -> None:
@@ -229,157 +205,3 @@ def _rename(loaded: Any, name: str) -> None:
     for attribute in ("name_or_path", "_name_or_path"):
         if isinstance(getattr(loaded, attribute, None), str):
             setattr(loaded, attribute, name)
-
-
-class _Model:
-    """A model that is to be loaded.
-
-    Args:
-        directory: where it is.
-        name: what it is to be called.
-        trusted: whether code of the directory may be run.
-        progress: see `from_pretrained`.
-    """
-
-    def __init__(
-        self, directory: Directory, name: str, trusted: bool, progress: bool | ProgressCallback
-    ) -> None:
-        self._directory = directory
-        self._name = name
-        self._trusted = trusted
-        self._progress = progress
-
-    def load(self, class_: Any, placed: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-        with self._directory.fetched(self._wants, (_CONFIG, _GENERATION)) as folder:
-            arguments = {name: kwargs.pop(name) for name in _OF_THE_MODEL if name in kwargs} | placed
-            class_, config, rest = self._settle(folder, class_, kwargs)
-            loaded = self._read(class_, config, arguments | rest)
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            self._say_where_from(model)
-            if model.can_generate() and "generation_config" not in arguments and (folder / _CONFIG).exists():
-                with _explained(self._directory, folder, transformers.GenerationConfig):
-                    model.generation_config = _generation(folder)
-        return loaded
-
-    def _wants(self, file: str) -> bool:
-        return bool(_OF_A_MODEL.fullmatch(file)) or (self._trusted and file.endswith(".py"))
-
-    def _settle(
-        self, folder: Path, class_: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, PreTrainedConfig, dict[str, Any]]:
-        """Return the class, the configuration, and the arguments that are not of the configuration."""
-        given = kwargs.pop("config", None)
-        if given is not None and not isinstance(given, PreTrainedConfig):
-            raise TypeError(f"config has to be a configuration of transformers, not {type(given).__name__}")
-        if given is None and not (folder / _CONFIG).exists():
-            hint = "Name the directory that save_pretrained wrote, or pass config=."
-            text = f"no {_CONFIG} is in the directory, {self._directory.names}"
-            raise FormatError(text, uri=self._directory.uri, hint=hint)
-        if given is not None:
-            config, rest = given, kwargs
-        else:
-            with _explained(self._directory, folder, PreTrainedConfig):
-                config, rest = _config(folder, class_, kwargs)
-        with _explained(self._directory, folder, class_ or PreTrainedModel):
-            class_ = self._of_architecture(config) if class_ is None else class_
-            if not issubclass(class_, PreTrainedModel):
-                class_, config = self._of_auto(class_, config, folder)
-        return class_, config, rest
-
-    def _of_architecture(self, config: PreTrainedConfig) -> Any:
-        named = next(iter(config.architectures or ()), None)
-        for auto, reference in (getattr(config, "auto_map", None) or {}).items():
-            class_ = getattr(transformers, str(auto), None)
-            if str(reference).rpartition(".")[2] == named and hasattr(class_, "_model_mapping"):
-                return class_
-        found = getattr(transformers, named, None) if isinstance(named, str) else None
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-        said = (
-            "names no class of models" if named is None else f"names {str(named)[:100]!r}, no class of models"
-        )
-        hint = "Pass model_class, such as transformers.AutoModel; or is this transformers too old for it?"
-        raise FormatError(f"its {_CONFIG} {said}", uri=self._directory.uri, hint=hint)
-
-    def _of_auto(self, auto: Any, config: PreTrainedConfig, folder: Path) -> tuple[Any, PreTrainedConfig]:
-        """Return what an Auto class would choose, and its part of the configuration.
-
-        Its own `from_pretrained` does not get as far without a path.
-        """
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-        from transformers.models.auto.auto_factory import (
-            _get_model_class,
-            add_generation_mixin_to_remote_model,
-        )
-
-        reference = (getattr(config, "auto_map", None) or {}).get(_name(auto))
-        if reference is not None and self._trusted:
-            class_ = get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
-            class_.register_for_auto_class(_name(auto))
-            return add_generation_mixin_to_remote_model(class_), config
-        mapping = auto._model_mapping  # noqa: SLF001
-        if type(config) not in mapping:
-            hint = f"Pass another class; its {_CONFIG} names {config.architectures}."
-            if reference is not None:
-                hint = (
-                    "The class is code of the directory: pass trust_remote_code=True if you trust its maker."
-                )
-            text = f"{_name(auto)} has no class for {type(config).__name__}"
-            raise FormatError(text, uri=self._directory.uri, hint=hint)
-        class_ = _get_model_class(config, mapping)
-        text_config = config.sub_configs.get("text_config")
-        if text_config is not None and getattr(class_, "config_class", None) == text_config:
-            quantized = getattr(config, "quantization_config", None)
-            config = config.get_text_config()
-            if quantized is not None:
-                config.quantization_config = quantized
-        return class_, config
-
-    def _read(self, class_: Any, config: PreTrainedConfig, arguments: dict[str, Any]) -> Any:
-        """Make the model, and read its weights into it."""
-        from torchwick.integrations.on_demand import OnDemand
-
-        directory = self._directory
-        if _ADAPTER in (directory.listed or ()):
-            _log.warning("%s: the adapter in it is not applied: model.load_adapter does that", directory.uri)
-        catalog, objects = open_objects(_weights(directory, config), directory.store, directory.config)
-        with watched(self._progress) as on_progress, OnDemand(catalog, objects, on_progress) as tensors:
-            loaded = class_.from_pretrained(
-                None, config=config, state_dict=tensors.stand_ins(), local_files_only=True, **arguments
-            )
-            tensors.finish()
-        return loaded
-
-    def _say_where_from(self, model: Any) -> None:
-        for part in (model, model.config):
-            part.name_or_path = self._name
-
-
-def _config(folder: Path, class_: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """Read the configuration, with what the arguments change of it; return the other arguments, too."""
-    of_class = getattr(class_, "config_class", None)
-    trust = {"trust_remote_code": kwargs.pop("trust_remote_code")}
-    reads, told = (transformers.AutoConfig, trust | kwargs) if of_class is None else (of_class, kwargs)
-    config, rest = reads.from_pretrained(
-        str(folder), return_unused_kwargs=True, local_files_only=True, **told
-    )
-    return config, rest | trust
-
-
-def _generation(folder: Path) -> transformers.GenerationConfig:
-    """Read how to generate, from a file of its own or, as older models have it, from the configuration."""
-    read = transformers.GenerationConfig.from_pretrained
-    if (folder / _GENERATION).exists():
-        return read(str(folder), local_files_only=True)
-    return read(str(folder), config_file_name=_CONFIG, local_files_only=True, _from_model_config=True)
-
-
-def _weights(directory: Directory, config: PreTrainedConfig) -> URI:
-    """Return where the weights are: in the directory, unless the configuration names a file of it."""
-    name = getattr(config, "transformers_weights", None)
-    if name is None:
-        return directory.uri
-    try:
-        return directory.uri.child(str(name))
-    except URIError as error:
-        raise FormatError(error.message, uri=directory.uri, hint=error.hint) from error
