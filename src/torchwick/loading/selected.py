@@ -53,7 +53,11 @@ class Selection:
 
     def only(self, names: Sequence[str]) -> Selection:
         """Return the same for these names alone."""
-        return Selection(self._catalog, self._objects, names, self._on_progress)
+        return self._of(self._catalog, names)
+
+    def _of(self, catalog: Catalog, names: Sequence[str]) -> Selection:
+        """Return the same kind of selection, of another catalog of the same objects."""
+        return Selection(catalog, self._objects, names, self._on_progress)
 
     def shapes(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Return the tensors without their elements."""
@@ -100,7 +104,7 @@ class Selection:
     ) -> dict[str, torch.Tensor]:
         """Return the tensors on a device, those that are floating-point cast to `dtype`; ties stay."""
         shared = storages(replace(self._catalog, entries=self._entries), self._objects.names)
-        inner = Selection(shared.catalog, self._objects, [*shared.catalog.entries], self._on_progress)
+        inner = self._of(shared.catalog, [*shared.catalog.entries])
         inner.sources = self.sources  # which are told what was verified
         targets = shared.empty(device, dtype, self._objects.uri)
         inner.fill(targets, verify=verify, sha256=sha256)
