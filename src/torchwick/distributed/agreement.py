@@ -166,7 +166,9 @@ class Agreement:
     def _end(self, error: BaseException) -> BaseException:
         """Tell the others, leave the collectives in order, and return what is to be raised."""
         told = error.failure if isinstance(error, _ToldError) else self._say(error)
-        settled = told.alive and self._settle()
+        settled = self.settle is None or (told.alive and self._settle(self.settle))
+        if not settled:
+            self.members.abandon()
         own = (TorchwickError,) if type(error).__name__ not in _OWN else ()
         if not isinstance(error, (_ToldError, *own)):
             if not settled:
@@ -189,10 +191,8 @@ class Agreement:
         except Exception:  # noqa: BLE001 - the store is gone as well: its own error is what there is to tell
             return Failure(failure.rank, kind, failure.message, failure.uri, failure.hint, alive=False)
 
-    def _settle(self) -> bool:
+    def _settle(self, enter: Callable[[int], None]) -> bool:
         """Go on to where the furthest rank is; return whether all did, so that nothing is under way."""
-        if self.settle is None:
-            return True
         self._store.set(f"stopped/{self.members.rank}", str(self.entered))
         keys = [f"stopped/{rank}" for rank in range(self.members.size)]
         until = time.monotonic() + self._timeout
@@ -201,7 +201,7 @@ class Agreement:
                 return False
             time.sleep(_LONGEST)
         try:
-            self.settle(max(int(self._store.get(key)) for key in keys))
+            enter(max(int(self._store.get(key)) for key in keys))
         except RuntimeError:  # a connection broke as well
             return False
         return True

@@ -23,7 +23,7 @@ _SMALL = 1 << 20  # bytes of what is packed with others
 _ALIGNMENT = 16  # bytes: the widest element torch has, complex128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """What one broadcast carries.
 
