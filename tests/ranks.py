@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import distributed_c10d
+from torch._C._distributed_c10d import TCPStore
 
 import torchwick
 import torchwick.distributed
@@ -104,7 +104,7 @@ class Ranks:
             arguments: of the job.
         """
         size = size or self.size
-        store = distributed_c10d.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         lines = [self._line(rank) for rank in range(size)]
         for rank, line in enumerate(lines):
             variables = environment(rank) if callable(environment) else environment
@@ -161,7 +161,7 @@ def _serve(line: Connection) -> None:
             return
         os.environ.update(environment)
         patience = datetime.timedelta(seconds=PATIENCE)
-        store = distributed_c10d.TCPStore(_HOST, port, is_master=False, timeout=patience)
+        store = TCPStore(_HOST, port, is_master=False, timeout=patience)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
         outcome, began = Outcome(), time.monotonic()
         try:

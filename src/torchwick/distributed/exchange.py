@@ -174,7 +174,7 @@ class Exchange:
                 raise AssertionError("a fragment belongs to no unit")
 
     def _take(self, unit: Unit, arriving: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Wait until a unit of this rank's own is complete: they become so in the order of their last ones."""
+        """Wait until a unit of this rank's own is complete: they are in the order of their last ones."""
         key = ""
         while key != unit.keys[-1]:
             self._agreement.check()
