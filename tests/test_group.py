@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,8 @@ from checkpoints.base import quiet, save_bytes
 from faults import FlipByte, S3Error, SetHeaders, Trickle
 from ranks import Outcome, Ranks, Shown, Tied, shown, small
 from torchwick import GroupError, TransferConfig
+from torchwick.checkpoint.layout import Group
+from torchwick.distributed.shares import units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -202,6 +206,18 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Shown:
         elif isinstance(item, dict):
             found |= _flat(item, f"{prefix}{name}.")
     return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_units_become_complete_in_their_order(seed: int) -> None:
+    chance = random.Random(seed)
+    sizes = {f"{n}": chance.choice([10, 300_000, 900_000, 1 << 20, 3 << 20]) for n in range(60)}
+    share = [Group((key,), ()) for key in sizes]
+    made = units(share, sizes, 0, most=chance.choice([1 << 20, 2 << 20, 16 << 20]))
+    places = [[int(key) for key in unit.keys] for unit in made]
+    assert sorted(itertools.chain.from_iterable(places)) == list(range(60))
+    assert all(place == sorted(place) for place in places)
+    assert [place[-1] for place in places] == sorted(place[-1] for place in places)
 
 
 class TestGroups:
