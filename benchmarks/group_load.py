@@ -2,8 +2,8 @@
 
     python -m benchmarks.group_load --rounds 3 --size-gb 0.5
 
-Ranks are processes on this machine, over gloo. nginx serves at 85 MB/s per connection, or without a limit. The
-clock starts when all ranks have imported torch and made their group. Bytes are what ranks received.
+Ranks are processes on this machine, over gloo. nginx serves at 85 MB/s per connection, or without a limit.
+The clock starts when all ranks have imported torch and made their group. Bytes are what ranks received.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ import dataclasses
 import datetime
 import hashlib
 import os
+import re
 import signal
 import threading
 import time
 import traceback
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -314,3 +316,18 @@ def load_on_meta(rank: int, uri: str) -> dict[str, tuple[int, ...]]:
     """Load shapes alone."""
     state = torchwick.distributed.load(uri, map_location="meta")
     return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor.is_meta}
+
+
+def peak(rank: int, uri: str, **options: Any) -> int:
+    """Load, and return the bytes of memory that it took at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is from now on
+    before = _memory("VmRSS")
+    state = torchwick.distributed.load(uri, **options)
+    assert state
+    return _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024

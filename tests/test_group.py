@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import pickle
 import random
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch._C._distributed_c10d import HashStore
 
 import ranks
 import torchwick
@@ -20,7 +25,10 @@ from faults import FlipByte, S3Error, SetHeaders, Trickle
 from ranks import Outcome, Ranks, Shown, Tied, shown, small
 from torchwick import GroupError, TransferConfig
 from torchwick.checkpoint.layout import Group
+from torchwick.distributed.agreement import Agreement
 from torchwick.distributed.shares import units
+from torchwick.distributed.sharing import from_bytes
+from torchwick.store.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -186,6 +194,21 @@ class TestEveryRankGetsTheWhole:
             group.run(ranks.load, uri=URI, dtype=dtype, transfer=limit, environment=served.environment())
         )
         assert [value for value, _ in values] == [expected] * SIZE
+
+    def test_within_the_memory_limit(self, group: Ranks, served: FaultyServer) -> None:
+        state = {f"{number}": torch.randn(1024, 1024) for number in range(24)}
+        served.put("models/wide.safetensors", safetensors.torch.save(state))
+        limit = TransferConfig(memory_limit="16MiB")
+        arguments: dict[str, Any] = {
+            "uri": "s3://models/wide.safetensors",
+            "dtype": "bf16",
+            "transfer": limit,
+        }
+        environment = served.environment()
+        _values(group.run(ranks.peak, environment=environment, **arguments))  # imports, and finds credentials
+        peaks = _values(group.run(ranks.peak, environment=environment, **arguments))
+        result = 24 * (2 << 20)
+        assert max(peaks) < result + (16 << 20) + (16 << 20)  # the rest is threads, and what they read
 
     def test_on_meta(self, group: Ranks, served: FaultyServer) -> None:
         outcomes = group.run(ranks.load_on_meta, uri=URI, environment=served.environment())
@@ -418,6 +441,40 @@ class TestAllFailAsOne:
         served.behave()
         again = group.run(ranks.load, uri=URI, size=3, environment=served.environment())
         assert [value for value, _ in _values(again)] == [shown(STATE)] * 3
+
+
+class TestAgreement:
+    def test_a_store_that_is_gone(self) -> None:
+        class Mortal:
+            """A store that can be switched off."""
+
+            def __init__(self) -> None:
+                self.inner = HashStore()
+                self.gone = False
+
+            def __getattr__(self, name: str) -> Any:
+                if self.gone:
+                    raise RuntimeError("Connection reset by peer")
+                return getattr(self.inner, name)
+
+        store = Mortal()
+        members: Any = SimpleNamespace(rank=0, size=2, store=store, abandon=lambda: None)
+
+        def look() -> None:
+            with Agreement(members, 2.0) as agreement:
+                store.gone = True
+                until = time.monotonic() + 10
+                while time.monotonic() < until:
+                    agreement.check()
+                    time.sleep(0.01)
+
+        with pytest.raises(GroupError, match="key-value store does not answer") as caught:
+            look()
+        assert caught.value.rank is None
+
+    def test_ranks_tell_each_other_nothing_but_plain_data(self) -> None:
+        with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+            from_bytes(pickle.dumps(os.system), LocalStore(), TransferConfig())
 
 
 def _is_of_rank_2(request: Request) -> bool:
