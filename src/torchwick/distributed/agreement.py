@@ -7,6 +7,7 @@ are ready, and after a failure all go on to where the furthest of them is, and s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NoReturn, Self
@@ -31,6 +32,8 @@ _OWN = (*_OF_ALL, "StateDictError")
 """Errors that the rank which meets them raises as they are, and not as a `GroupError`."""
 
 _SHORTEST, _LONGEST = 0.0002, 0.02  # seconds between two looks
+_PARTING = 2.0
+"""Seconds: eight times what it takes a rank to hear of a failure."""
 _BEATS_TO_BE_SURE = 8  # in which a rank that is alive shows it
 _NEW_GROUP = "Make a new process group before the next load: collectives of this one may never end."
 
@@ -103,10 +106,12 @@ class Agreement:
         text: str = self._store.get(key).decode()
         return text
 
-    def forget(self, keys: list[str]) -> None:
-        """Delete keys that no one will ask for any more."""
-        for key in keys:
-            self._store.delete_key(key)
+    def part(self) -> None:
+        """Wait a little until all know how it ended: with the first rank's process the store may end."""
+        self._store.add("parted", 1)
+        until = time.monotonic() + _PARTING
+        while self._store.add("parted", 0) < self.members.size and time.monotonic() < until:
+            time.sleep(_SHORTEST)
 
     def finish(self, work: Work) -> None:
         """Wait for a collective.
@@ -169,6 +174,9 @@ class Agreement:
         settled = self.settle is None or (told.alive and self._settle(self.settle))
         if not settled:
             self.members.abandon()
+        if told.alive:
+            with contextlib.suppress(Exception):  # of a store that is gone: the error to tell is another
+                self.part()
         own = (TorchwickError,) if type(error).__name__ not in _OWN else ()
         if not isinstance(error, (_ToldError, *own)):
             if not settled:

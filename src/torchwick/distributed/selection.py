@@ -140,6 +140,7 @@ class GroupSelection(Selection):
             agreement.tell("verdict", "good")
         else:
             agreement.hear("verdict")
+        agreement.part()
         for name, source in zip(self._objects.names, self.sources, strict=True):
             if isinstance(watches[name].witness, Sums):
                 kept = self._checksums[name]
