@@ -59,6 +59,20 @@ class _Place:
             return None
         return bytes_of(target)
 
+    def pack(self, tensor: torch.Tensor, memory: torch.Tensor) -> None:
+        """Put what was read onto the wire; as bytes where nothing is cast: some dtypes know no copy."""
+        if tensor.dtype == self.wire and _is_plain(tensor):
+            copy(memory, bytes_of(tensor))
+        else:
+            copy(memory.view(self.wire).view(self.target.shape), tensor)
+
+    def unpack(self, memory: torch.Tensor) -> None:
+        """Take what came over the wire to where it is to be."""
+        if self.target.dtype == self.wire and _is_plain(self.target):
+            copy(bytes_of(self.target), memory)
+        else:
+            copy(self.target, memory.view(self.wire).view(self.target.shape))
+
 
 class Plan:
     """What is read by whom, and in which order it is exchanged: the same on every rank.
@@ -190,7 +204,7 @@ class Exchange:
         if unit not in self._filling:
             self._filling[unit] = self._memory_of(unit)
         if not self._is_direct(unit):
-            self._copy(self._on_wire(self._filling[unit], start, place), tensor, place.wire)
+            place.pack(tensor, self._filling[unit][start : start + place.nbytes])
 
     def _enter(self, unit: Unit) -> None:
         memory = self._filling.pop(unit, None)
@@ -208,7 +222,7 @@ class Exchange:
             for key, start in zip(unit.keys, unit.starts, strict=True):
                 place = self._plan.places[key]
                 if not direct:
-                    self._copy(place.target, self._on_wire(memory, start, place), place.wire)
+                    place.unpack(memory[start : start + place.nbytes])
         if not direct:
             self._ring.give_back(memory)
 
@@ -219,16 +233,6 @@ class Exchange:
         """Return what a unit is sent from, or received into."""
         direct = self._plan.places[unit.keys[0]].direct(self._device) if len(unit.keys) == 1 else None
         return self._ring.lend(unit.nbytes, self._uri) if direct is None else direct
-
-    def _on_wire(self, memory: torch.Tensor, start: int, place: _Place) -> torch.Tensor:
-        return memory[start : start + place.nbytes].view(place.wire).view(place.target.shape)
-
-    def _copy(self, target: torch.Tensor, source: torch.Tensor, wire: torch.dtype) -> None:
-        """Copy a fragment to or from the wire; as bytes where nothing is cast: some dtypes know no copy."""
-        if target.dtype == source.dtype == wire and _is_plain(target) and _is_plain(source):
-            copy(bytes_of(target), bytes_of(source))
-        else:
-            copy(target, source)
 
     def _allocate(self, nbytes: int, uri: object) -> torch.Tensor:
         if self._device.type == "cpu":
