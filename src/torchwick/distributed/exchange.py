@@ -7,7 +7,6 @@ What is cast, packed or on another device than the wire passes through a few buf
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import json
 import time
@@ -175,7 +174,8 @@ class Exchange:
             GroupError: another rank has failed, or what is about the checkpoint in its own class.
             StoreError: the share cannot be read.
         """
-        with self._settling(), torch.no_grad():
+        self._agreement.settle = self._settle
+        with torch.no_grad():
             for unit in self._plan.units:
                 if unit.owner == self._rank:
                     self._take(unit, arriving)
@@ -238,13 +238,6 @@ class Exchange:
         if self._device.type == "cpu":
             return tensors.allocate(nbytes, uri)
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-
-    @contextlib.contextmanager
-    def _settling(self) -> Iterator[None]:
-        """Have the agreement enter what is left, should the load fail meanwhile."""
-        self._agreement.settle = self._settle
-        yield
-        self._agreement.settle = None
 
     def _settle(self, furthest: int) -> None:
         """Enter the collectives up to the furthest that any rank has entered, and wait for all to end."""
