@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from faults import Request
     from faulty import FaultyServer
     from relay import Relay
     from torchwick.demo.server import SeaweedFS
@@ -119,7 +120,8 @@ class Cause:
         uri: what is loaded then.
         says: words of the message.
         asked_as: whether the message has to name who asks.
-        options: arguments of `torchwick.load`.
+        module: makes the module that is filled by `torchwick.load_model`; None: it is `torchwick.load`.
+        options: arguments of either.
     """
 
     title: str
@@ -128,7 +130,16 @@ class Cause:
     uri: str
     says: str
     asked_as: bool
+    module: Callable[[], torch.nn.Module] | None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, uri: str) -> None:
+        """Load what is to be loaded."""
+        options = {"transfer": QUICK} | self.options
+        if self.module is None:
+            torchwick.load(uri, **options)
+        else:
+            torchwick.load_model(self.module(), uri, **options)
 
 
 CAUSES: list[Cause] = []
@@ -141,12 +152,13 @@ def cause(
     *,
     uri: str = URI,
     asked_as: bool = False,
+    module: Callable[[], torch.nn.Module] | None = None,
     **options: Any,
 ) -> Callable[[Callable[[World], str | None]], Callable[[World], str | None]]:
     """Register the decorated function; where it returns a URI, that one is loaded."""
 
     def register(arrange: Callable[[World], str | None]) -> Callable[[World], str | None]:
-        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, options))
+        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, module, options))
         return arrange
 
     return register
@@ -647,6 +659,65 @@ def damaged_metadata(world: World) -> None:
 )
 def denied_directory(world: World) -> None:
     world.server.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET", path="lab")
+
+
+# -- a module that does not fit ----------------------------------------------------------------------------
+
+
+def _in_memory() -> torch.nn.Module:
+    return torch.nn.ParameterDict({name: torch.zeros_like(tensor) for name, tensor in STATE.items()})
+
+
+@cause("A module that was being filled", torchwick.TransferError, "is partly filled", module=_in_memory)
+def partly_filled(world: World) -> None:
+    def is_late(request: Request) -> bool:
+        return request.range is not None and 250_000 < request.range[0] < 340_000
+
+    world.server.on(Cut(after=1000), where=is_late)
+
+
+def _classifier(classes: int = 10) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, classes))
+
+
+def _on_meta() -> torch.nn.Module:
+    with torch.device("meta"):
+        model = _classifier()
+        model.register_buffer("frequencies", torch.ones(8), persistent=False)
+    return model
+
+
+@cause("Names with a beginning more", torchwick.StateDictError, "rename=('module.', '')", module=_classifier)
+def other_names(world: World) -> None:
+    state = _classifier().state_dict()
+    world.stores(save_bytes({f"module.{name}": tensor for name, tensor in state.items()}))
+
+
+@cause(
+    "The checkpoint of a trainer", torchwick.StateDictError, "keys='state_dict.model.*'", module=_classifier
+)
+def trainer(world: World) -> None:
+    model = _classifier()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(16)).sum().backward()
+    optimizer.step()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    world.stores(save_bytes({"epoch": 3, "state_dict": state, "optimizer_states": [optimizer.state_dict()]}))
+
+
+@cause("A module of other sizes", torchwick.StateDictError, "[100, 32] in the checkpoint", module=_classifier)
+def other_sizes(world: World) -> None:
+    world.stores(save_bytes(_classifier(100).state_dict()))
+
+
+@cause("A module with more in it", torchwick.StateDictError, "2.weight", module=_classifier)
+def smaller(world: World) -> None:
+    world.stores(save_bytes(_classifier()[:1].state_dict()))  # type: ignore[index]
+
+
+@cause("A buffer that was never made", torchwick.StateDictError, "init_empty_weights", module=_on_meta)
+def stranded(world: World) -> None:
+    world.stores(save_bytes(_classifier().state_dict()))
 
 
 # -- safety ------------------------------------------------------------------------------------------------

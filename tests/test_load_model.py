@@ -377,7 +377,7 @@ class TestMeta:
         state, model = state_of(made(Net)), made(Net, 1, "meta")
         with pytest.raises(StateDictError, match="1 is missing: frequencies") as caught:
             torchwick.load_model(model, saved(state))
-        assert "Those are buffers that no checkpoint has" in str(caught.value.hint)
+        assert "Buffers that are not saved" in str(caught.value.hint)
         assert caught.value.missing == ("frequencies",)
         assert all(tensor.is_meta for tensor in model.state_dict().values())
         assert torchwick.load_model(model, saved(state), strict=False) == (["frequencies"], [])
