@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torchwick.checkpoint.progress import watched
@@ -83,7 +84,7 @@ def save_async(
         ...     future.result().tensors
         1
     """
-    from torchwick.saving.draft import draft_state
+    from torchwick.saving.draft import draft_object
     from torchwick.saving.job import Wishes, begin
 
     wishes = Wishes(
@@ -95,7 +96,7 @@ def save_async(
         s3=s3,
         transfer=transfer,
     )
-    job = begin(obj, draft_state, uri, wishes)
+    job = begin(partial(draft_object, obj), uri, wishes)
     running = _Running(job, progress, on_report)
     running.start(job.draft.tensors)
     return running.future
