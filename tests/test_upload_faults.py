@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest import random_bytes
-from faults import ErrorInSuccess, Instead, Lost, Prefix, S3Error, SetHeaders, Sip, SlowDown, Stall, Unread
+from faults import (
+    Answer,
+    ErrorInSuccess,
+    Instead,
+    Lost,
+    Prefix,
+    S3Error,
+    SetHeaders,
+    Sip,
+    SlowDown,
+    Stall,
+    Unread,
+)
 from torchwick import S3Config, TransferConfig
 from torchwick.config import PutOptions
 from torchwick.errors import (
@@ -137,6 +149,12 @@ class TestParts:
         assert receipt.retries <= 1  # a connection that was reset when it was used again counts for none
         assert (receipt.requests, receipt.checksum) == (5 + receipt.retries, "crc64nvme")
         assert faulty_s3.uploads.pending == {}
+
+    def test_a_success_before_all_was_sent_is_none(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.buffer_little()
+        faulty_s3.on(Unread(MIB, Answer(200, headers={"ETag": '"early"'})), nth=2, method="PUT")
+        upload()
+        assert faulty_s3.content(PATH) == CONTENT
 
     def test_one_that_always_fails_ends_the_upload(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Unread(MIB, "reset"), method="PUT", where=lambda r: "partNumber=2" in r.query)

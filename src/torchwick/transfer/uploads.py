@@ -203,7 +203,7 @@ class Uploads:
         return [upload.receipt for upload in self._uploads if upload.receipt is not None]
 
     def delete(self, uri: URI) -> None:
-        """Delete an object, whether there is one or not.
+        """Delete an object, or one version of it, whether there is one or not.
 
         Raises:
             StoreError: the store refused.
@@ -293,6 +293,7 @@ class Uploads:
         kept = stored.checksum
         if kept is None and checksum is not None and self._store.takes_checksums:
             kept = self._asked_for(upload)
+        upload.kept.clear()  # their memory may be wanted back
         tally, parts = upload.tally, upload.arrivals
         return Receipt(
             upload.uri,
