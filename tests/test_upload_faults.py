@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest import random_bytes
-from faults import ErrorInSuccess, Instead, Lost, Prefix, S3Error, SetHeaders, SlowDown, Stall, Unread
+from faults import (
+    Answer,
+    ErrorInSuccess,
+    Instead,
+    Lost,
+    Prefix,
+    S3Error,
+    SetHeaders,
+    Sip,
+    SlowDown,
+    Stall,
+    Unread,
+)
 from torchwick import S3Config, TransferConfig
 from torchwick.config import PutOptions
 from torchwick.errors import (
@@ -138,6 +150,12 @@ class TestParts:
         assert (receipt.requests, receipt.checksum) == (5 + receipt.retries, "crc64nvme")
         assert faulty_s3.uploads.pending == {}
 
+    def test_a_success_before_all_was_sent_is_none(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.buffer_little()
+        faulty_s3.on(Unread(MIB, Answer(200, headers={"ETag": '"early"'})), nth=2, method="PUT")
+        upload()
+        assert faulty_s3.content(PATH) == CONTENT
+
     def test_one_that_always_fails_ends_the_upload(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Unread(MIB, "reset"), method="PUT", where=lambda r: "partNumber=2" in r.query)
         with pytest.raises(TransferError, match=f"{URI}: could not be written, tried 4 times") as caught:
@@ -180,6 +198,19 @@ class TestParts:
         receipt = upload(content, config=config)
         assert faulty_s3.content(PATH) == content
         assert receipt.size == len(content)
+
+    def test_a_line_that_is_slow_is_not_dead(self, faulty_s3: FaultyServer) -> None:
+        """Most of a part is in the kernel's buffer long before a slow line has taken it."""
+        faulty_s3.buffer_little()
+        faulty_s3.on(Sip(256 << 10, every=0.2), method="PUT", nth=1)
+        config = TransferConfig(part_size=5 * MIB, connections=1, timeout=0.5)
+        assert upload(CONTENT[: 6 * MIB], config=config).retries == 0
+
+    def test_a_line_that_takes_next_to_nothing_is_given_up(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.buffer_little()
+        faulty_s3.on(Sip(64, every=0.2), method="PUT", nth=1)
+        config = TransferConfig(part_size=5 * MIB, connections=1, timeout=1.0)
+        assert upload(CONTENT[: 6 * MIB], config=config).retries == 1
 
     def test_retry_after_is_respected(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Instead(SlowDown(retry_after=1)), nth=1, method="PUT")
@@ -293,6 +324,12 @@ class TestCompleting:
         assert faulty_s3.uploads.pending == {}
         upload(content, overwrite=True)
         assert faulty_s3.content(PATH) == content
+
+    def test_an_object_that_is_there_nonetheless_is_told_of(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.on(Lost(), method="POST", where=is_complete)
+        with pytest.raises(TransferError, match=r"could not be written.*but it is there"):
+            upload()
+        assert faulty_s3.content(PATH) == CONTENT
 
     def test_other_bytes_at_the_store_are_an_error(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Instead(S3Error(400, "BadDigest")), method="POST", where=is_complete)

@@ -16,7 +16,7 @@ import http.client
 import logging
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Self
@@ -54,6 +54,7 @@ _REMAINS = (
     "An incomplete upload remains there, and is billed for: abort it (`aws s3api abort-multipart-upload "
     "--upload-id {id}`), or let the bucket's lifecycle rule AbortIncompleteMultipartUpload do so"
 )
+_IS_THERE = "the answer that it was written did not come, but it is there"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Uploads:
         try:
             self._stop()
         finally:
-            remarks = [remark for upload in self._uploads if (remark := self._discard(upload)) is not None]
+            remarks = [remark for upload in self._uploads for remark in self._discard(upload)]
         if isinstance(error, TorchwickError):
             for remark in remarks:
                 error.add_remark(remark)
@@ -198,10 +199,11 @@ class Uploads:
         for upload in self._uploads:
             if upload.receipt is None:
                 upload.receipt = self._complete(upload)
+        self._look(now=True)
         return [upload.receipt for upload in self._uploads if upload.receipt is not None]
 
     def delete(self, uri: URI) -> None:
-        """Delete an object, whether there is one or not.
+        """Delete an object, or one version of it, whether there is one or not.
 
         Raises:
             StoreError: the store refused.
@@ -247,7 +249,8 @@ class Uploads:
         self._start_more()
         self.connections = max(self.connections, self._busy)
         if self._on_progress is not None:
-            self._on_progress(sum(sender.there for sender in self._senders), self._busy)
+            alone = (upload.size for upload in self._uploads if upload.multipart is None and upload.receipt)
+            self._on_progress(sum(sender.there for sender in self._senders) + sum(alone), self._busy)
 
     def _read(self) -> Reading:
         """Return what happened since the last look; a rate only where enough parts arrived to tell one.
@@ -271,17 +274,26 @@ class Uploads:
     def _start_more(self) -> None:
         """Start senders, as many as there are parts for and the pace allows."""
         for _ in range(min(self._pace.connections - len(self._running), self._outbox.ready)):
-            sender = Sender(self._make_writer, self._outbox, self._surplus, self._how, self._budget)
+            sender = Sender(
+                self._make_writer,
+                self._outbox,
+                self._surplus,
+                how=self._how,
+                timeout=self._config.timeout,
+                budget=self._budget,
+            )
             self._senders.append(sender)
             self._running.add(self._threads.start(sender))
 
     def _complete(self, upload: Upload) -> Receipt:
         """Let one object appear."""
-        stored = upload.appearance(self._how).run(self._insistent, upload.tally)
+        upload.appearing = upload.appearance(self._how)
+        stored = upload.appearing.run(self._insistent, upload.tally)
         checksum = upload.checksum(self._how)
         kept = stored.checksum
         if kept is None and checksum is not None and self._store.takes_checksums:
             kept = self._asked_for(upload)
+        upload.kept.clear()  # their memory may be wanted back
         tally, parts = upload.tally, upload.arrivals
         return Receipt(
             upload.uri,
@@ -307,11 +319,27 @@ class Uploads:
             sender.stop()
         self._threads.join()
 
-    def _discard(self, upload: Upload) -> str | None:
-        """Abort what was not completed, and return what there is to say if that failed."""
-        multipart = upload.multipart
-        if multipart is None or upload.receipt is not None:
-            return None
+    def _discard(self, upload: Upload) -> Iterator[str]:
+        """Abort what was not completed, and yield what there is to say of what is left of it."""
+        if upload.receipt is not None:
+            return
+        if upload.multipart is not None:
+            try:
+                self._abort(upload, upload.multipart)
+            except TorchwickError as error:
+                remark = _REMAINS.format(id=upload.multipart.id)
+                _log.warning("%s: %s. %s", upload.uri, error.message, remark)
+                yield remark
+        if upload.appearing is not None and self._appeared(upload, upload.appearing):
+            _log.warning("%s: %s", upload.uri, _IS_THERE)
+            yield f"{upload.uri}: {_IS_THERE}"
+
+    def _abort(self, upload: Upload, multipart: Multipart) -> None:
+        """Abort an upload in parts.
+
+        Raises:
+            StoreError: it could not be done.
+        """
         again = any(sender.broke_off for sender in self._senders)
 
         def send(writer: Writer) -> None:
@@ -320,13 +348,15 @@ class Uploads:
                 # A part that was broken off may have arrived after the abort; the second finds nothing.
                 writer.discard(multipart)
 
-        try:
-            self._insistent.ask(send, upload.uri, upload.tally, done="aborted", most=_ABORTS)
-        except TorchwickError as error:
-            remark = _REMAINS.format(uri=upload.uri, id=multipart.id)
-            _log.warning("%s: %s. %s", upload.uri, error.message, remark)
-            return remark
-        return None
+        self._insistent.ask(send, upload.uri, upload.tally, done="aborted", most=_ABORTS)
+
+    def _appeared(self, upload: Upload, appearing: Appearance) -> bool:
+        """Whether what was broken off while it was to appear is there nonetheless."""
+        if not appearing.unsure:
+            return False
+        with contextlib.suppress(TorchwickError):
+            return self._insistent.ask(appearing.is_there, upload.uri, upload.tally, most=_ABORTS)
+        return False
 
 
 class Upload:
@@ -339,6 +369,7 @@ class Upload:
         kept: the bytes of an object that goes in one request.
         arrivals: what the store has.
         tally: what it has cost, besides its parts.
+        appearing: what makes it appear, from when on that was tried.
         receipt: what it became, once it is there.
     """
 
@@ -357,6 +388,7 @@ class Upload:
         self.kept: list[memoryview] = []
         self.arrivals = Arrivals()
         self.tally = Tally()
+        self.appearing: Appearance | None = None
         self.receipt: Receipt | None = None
         self._cutter = Cutter(part_size)
         self._send = send
