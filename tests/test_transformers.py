@@ -494,7 +494,8 @@ def large(tmp_path_factory: pytest.TempPathFactory, upload: Callable[[Path, str]
 def test_progress(aws_env: SeaweedFS, stored: Callable[[str], str]) -> None:
     told: list[Progress] = []
     model = from_pretrained(stored("llama"), progress=told.append)
-    assert told[-1].done == told[-1].total == sum(tensor.nbytes for tensor in model.parameters())
+    assert told[-1].fraction == 1.0
+    assert told[-1].total <= sum(tensor.nbytes for tensor in model.parameters())
     assert {one.uri for one in told} == {stored("llama")}
 
 
