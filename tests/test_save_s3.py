@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
@@ -392,6 +394,39 @@ def test_a_failure_nobody_asked_about_is_told_at_the_end() -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("torchwick: a save failed, and nobody asked: /sys/new.pt: ")
     assert "asked.pt" not in done.stderr
+
+
+def test_ctrl_c_at_the_end_of_the_program(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch, torchwick\n"
+        "state = {f'w{n}': torch.ones(1 << 20) for n in range(200)}\n"
+        "future = torchwick.save_async(state, sys.argv[1], progress=lambda _: time.sleep(0.3))\n"
+        "print('over', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "new.pt")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "over\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_itself_may_be_let_go(tmp_path: Path) -> None:
+    """Whoever saves in the background holds copies, and no tensor of the caller's."""
+    weight = torch.ones(1 << 20)
+    alive, going = weakref.ref(weight), threading.Event()
+    future = torchwick.save_async({"w": weight}, tmp_path / "new.pt", progress=lambda _: going.wait(10))
+    del weight
+    gc.collect()
+    assert alive() is None
+    going.set()
+    assert future.result(timeout=30).tensors == 1
 
 
 # -- convert -----------------------------------------------------------------------------------------------

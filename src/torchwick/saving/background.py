@@ -218,8 +218,8 @@ class _Running:
         """Come to an end with the program; what is still under way, Ctrl-C ended the wait for."""
         if self._thread.is_alive():
             self.abort()
-        error = None if self.future.asked else Future.exception(self.future)
-        if error is not None:
+        error = Future.exception(self.future)
+        if error is not None and not self.future.asked:
             sys.stderr.write(f"torchwick: a save failed, and nobody asked: {self._described(error)}\n")
 
     def _described(self, error: BaseException) -> str:
@@ -230,6 +230,10 @@ class _Running:
 
 _unfinished: set[_Running] = set()
 """Saves that are under way, or have failed."""
+
+
+if hasattr(os, "register_at_fork"):  # the parent's saves are the parent's
+    os.register_at_fork(after_in_child=_unfinished.clear)
 
 
 @atexit.register
