@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import pickle
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -514,3 +515,48 @@ def write(folder: S3Folder, contents: dict[str, bytes], outdated: Sequence[str] 
         with folder.create(name, len(content)) as sink:
             sink.write(content)
     folder.commit(outdated)
+
+
+AT_RANDOM = (
+    Instead(SlowDown()),
+    Instead(S3Error(500, "InternalError")),
+    S3Error(500, "InternalError"),
+    Instead(ErrorInSuccess("InternalError")),
+    Lost(),
+    Stall(-1),
+    Unread(0, "reset"),
+    Unread(MIB, S3Error(503, "SlowDown")),
+    Instead(S3Error(400, "MalformedXML")),
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_faults_at_random(faulty_s3: FaultyServer, seed: int) -> None:
+    """The right object and nothing else, or an error that tells of whatever is left."""
+    chosen = random.Random(seed)
+    faulty_s3.uploads.checksums = chosen.choice(["kept", "kept", "ignored"])
+
+    def now_and_then(request: Request) -> bool:
+        # An upload whose beginning was lost has no name to abort it by.
+        return "uploads" not in request.query and chosen.random() < 0.08
+
+    for fault in AT_RANDOM:
+        for method in ("PUT", "POST", "DELETE", "HEAD"):
+            if method != "HEAD" or "ErrorInSuccess" not in str(fault):  # such an answer has no body
+                faulty_s3.on(fault, method=method, where=now_and_then)
+    content = CONTENT if seed % 3 else b"small"
+    config = TransferConfig(part_size=5 * MIB, connections=3, timeout=0.3, max_attempts=5)
+    told = outcome(content, config, overwrite=bool(seed % 2))
+    assert bool(faulty_s3.uploads.pending) <= ("AbortIncompleteMultipartUpload" in told)
+    if told == "uploaded" or "it is there" in told:
+        assert faulty_s3.content(PATH) == content
+    elif not any(said in told for said in ("it may be there", "cannot be told")):
+        assert faulty_s3.content(PATH) is None
+
+
+def outcome(content: bytes, config: TransferConfig, *, overwrite: bool) -> str:
+    try:
+        upload(content, config=config, overwrite=overwrite)
+    except TorchwickError as error:
+        return str(error)
+    return "uploaded"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torchwick.errors import AccessDeniedError, BusyError, StoreError, TransferError
+from torchwick.errors import BusyError, StoreError, TransferError
 from torchwick.store import Stored, StoredPart, Writer
 from torchwick.transfer.insist import Insistent
 from torchwick.transfer.tally import Tally
@@ -133,7 +133,9 @@ class Appearance:
         """Return what is there if it is what was sent, or raise the refusal."""
         try:
             found = writer.find(self._uri)
-        except AccessDeniedError:
+        except BusyError:
+            raise
+        except StoreError:
             raise _UnknownError from None
         if found is None:  # the first request may still be at work
             raise ConnectionAbortedError("the store refused what it had begun, and nothing is there")

@@ -55,6 +55,7 @@ _REMAINS = (
     "--upload-id {id}`), or let the bucket's lifecycle rule AbortIncompleteMultipartUpload do so"
 )
 _IS_THERE = "the answer that it was written did not come, but it is there"
+_MAY_BE_THERE = "the answer that it was written did not come, and it may be there"
 
 
 @dataclass(frozen=True)
@@ -330,9 +331,11 @@ class Uploads:
                 remark = _REMAINS.format(id=upload.multipart.id)
                 _log.warning("%s: %s. %s", upload.uri, error.message, remark)
                 yield remark
-        if upload.appearing is not None and self._appeared(upload, upload.appearing):
-            _log.warning("%s: %s", upload.uri, _IS_THERE)
-            yield f"{upload.uri}: {_IS_THERE}"
+        if upload.appearing is not None and upload.appearing.unsure:
+            found = self._after_all(upload, upload.appearing)
+            if found is not None:
+                _log.warning("%s: %s", upload.uri, found)
+                yield f"{upload.uri}: {found}"
 
     def _abort(self, upload: Upload, multipart: Multipart) -> None:
         """Abort an upload in parts.
@@ -350,13 +353,13 @@ class Uploads:
 
         self._insistent.ask(send, upload.uri, upload.tally, done="aborted", most=_ABORTS)
 
-    def _appeared(self, upload: Upload, appearing: Appearance) -> bool:
-        """Whether what was broken off while it was to appear is there nonetheless."""
-        if not appearing.unsure:
-            return False
-        with contextlib.suppress(TorchwickError):
-            return self._insistent.ask(appearing.is_there, upload.uri, upload.tally, most=_ABORTS)
-        return False
+    def _after_all(self, upload: Upload, appearing: Appearance) -> str | None:
+        """Say what became of an object whose writing was broken off; None: it is not there."""
+        try:
+            there = self._insistent.ask(appearing.is_there, upload.uri, upload.tally, most=_ABORTS)
+        except TorchwickError:
+            return _MAY_BE_THERE
+        return _IS_THERE if there else None
 
 
 class Upload:
