@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -39,10 +39,11 @@ def draft_object(value: object, to: Destination, most: int | None, metadata: Map
     if _is_archive(to, metadata):
         return _draft_archive(value, to)
     tensors = _checked(value, to)
-    for names in find_shared(tensors):
+    shared = find_shared(tensors)
+    if shared:
         raise FormatError(
-            f"the tensors {', '.join(map(repr, names[:_MOST_NAMED]))} share memory, and a safetensors file "
-            "would have a copy for each",
+            f"the tensors {', '.join(map(repr, shared[0][:_MOST_NAMED]))} share memory, and a safetensors "
+            "file would have a copy for each",
             uri=to.uri,
             hint="Save the module with torchwick.save_model, clone them, or save to a name that ends in .pt.",
         )
@@ -91,6 +92,10 @@ def _draft_state(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
 ) -> Draft:
+    pairs: Iterable[tuple[object, object]] = metadata.items()
+    for key, text in pairs:
+        if not (isinstance(key, str) and isinstance(text, str)):
+            raise TypeError(f"metadata are texts by name, and {key!r} is the {_kind(text)} {text!r}")
     planned = plan(
         {name: _entry(name, tensor, to) for name, tensor in tensors.items()},
         dtype=None,
