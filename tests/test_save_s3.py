@@ -25,6 +25,7 @@ import torchwick
 from checkpoints import ODD_CHECKPOINTS, SAFETENSORS
 from checkpoints.base import save_bytes
 from conftest import run_python
+from faults import S3Error
 from oracle import assert_same
 from test_save import Tied, assert_alike, metadata
 from torchwick import Progress, PutOptions, SaveReport, TransferConfig
@@ -242,6 +243,32 @@ def test_an_error_leaves_the_old_model_and_nothing_else(
     assert keys(s3_client, folder) == before
     assert pending(s3_client, folder) == []
     assert_alike(torchwick.load(f"{folder}m/"), _LAYERS)
+
+
+def test_a_part_that_fails_is_sent_again(faulty_s3: FaultyServer) -> None:
+    faulty_s3.on(S3Error(503, "SlowDown", "Slow down"), method="PUT", nth=1)
+    state = mixed(20)
+    report = torchwick.save(state, "s3://models/new.pt", transfer=TransferConfig(part_size=5 << 20))
+    assert report.retries == 1
+    assert report.verified == "crc64nvme"
+    assert_same(torchwick.load("s3://models/new.pt"), torch.load(io.BytesIO(save_bytes(state))))
+
+
+def test_whoever_may_only_write_is_warned(faulty_s3: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
+    faulty_s3.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET")
+    report = torchwick.save(_LAYERS, "s3://models/m/", max_shard_size=1200)
+    assert len(report.files) == 6
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("model.safetensors.index.json" in message for message in warned)
+
+
+def test_a_damaged_index_is_replaced_like_any_other(faulty_s3: FaultyServer) -> None:
+    faulty_s3.put("models/m/model.safetensors.index.json", b"{")
+    with pytest.raises(torchwick.ObjectExistsError):
+        torchwick.save(_LAYERS, "s3://models/m/")
+    report = torchwick.save(_LAYERS, "s3://models/m/", max_shard_size=1200, delete_replaced=True)
+    assert report.deleted == ()
+    assert_alike(torchwick.load("s3://models/m/model.safetensors.index.json"), _LAYERS)
 
 
 _KILLED = """
