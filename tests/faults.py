@@ -18,12 +18,13 @@ class Request:
     """One request as it arrived.
 
     Attributes:
-        method: "GET", "HEAD" or "POST".
+        method: "GET", "HEAD", "POST", "PUT" or "DELETE".
         path: decoded, without the leading slash and the query.
         query: the part after "?", undecoded.
         headers: by lower-case name.
         range: half-open byte range asked for, with the open end of "bytes=5-" as None; None without one.
         connection: which connection it came over, counted from 0.
+        body: what came with it; of a body that was not read, nothing.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Request:
     headers: Mapping[str, str]
     range: tuple[int, int | None] | None
     connection: int
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Reply:
         cut_after: bytes of the body after which the connection is reset.
         stall_after: bytes of the body after which nothing more comes; -1 withholds the headers too.
         trickle: bytes in each piece, and seconds between two pieces.
+        lost: whether the connection is reset in place of the reply.
     """
 
     status: int
@@ -58,6 +61,7 @@ class Reply:
     cut_after: int | None = None
     stall_after: int | None = None
     trickle: tuple[int, float] | None = None
+    lost: bool = False
 
 
 class Fault(Protocol):
@@ -259,6 +263,61 @@ class Gzip:
     def apply(self, request: Request, reply: Reply) -> None:
         reply.body = gzip.compress(reply.body)
         reply.headers["Content-Encoding"] = "gzip"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Do what was asked, and reset the connection in place of the answer."""
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        reply.lost = True
+
+
+@dataclass(frozen=True)
+class Instead:
+    """Do nothing of what was asked, and answer with a fault."""
+
+    fault: Fault
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        self.fault.apply(request, reply)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Send white space before the body, as S3 does while it puts parts together."""
+
+    text: bytes = b"   \n  "
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        reply.body = self.text + reply.body
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Read only so many bytes of a request's body, do nothing, and then answer, reset or stall."""
+
+    after: int
+    then: Fault | Literal["reset", "stall"]
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        if self.then == "reset":
+            reply.lost = True
+        elif self.then == "stall":
+            reply.stall_after = -1
+        else:
+            self.then.apply(request, reply)
+
+
+@dataclass(frozen=True)
+class Sip:
+    """Read a request's body in pieces of `size` bytes, `every` so many seconds."""
+
+    size: int
+    every: float
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        """Leave the reply alone."""
 
 
 def _become(reply: Reply, status: int, headers: dict[str, str], body: bytes) -> None:

@@ -24,18 +24,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
-from faults import Fault, Length, Reply, Request, S3Error, SlowDown
+from faults import Fault, Instead, Length, Reply, Request, S3Error, Sip, SlowDown, Unread
+from faulty_writes import Uploads
 from kept import KeptChecksum, keep
 from listed import page
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import trustme
@@ -97,6 +98,7 @@ class FaultyServer:
         reset_handshakes: connections, counted from 0, that are reset at the client's first byte: over TLS in
             the handshake.
         ca_file: the certificate authority to trust; None over plain HTTP.
+        uploads: what is being uploaded to it in parts, and how it takes that.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class FaultyServer:
         self.reset_handshakes = range(0)
         self._under_way = 0
         self.ca_file = ca_file
+        self.uploads = Uploads()
         self._objects: dict[str, StoredObject] = {}
         self._rules: list[Rule] = []
         self._stored = 0
@@ -175,6 +178,10 @@ class FaultyServer:
             self._rules.clear()
             self.requests.clear()
 
+    def buffer_little(self) -> None:
+        """Have the system take no more ahead of what is read than 64 KiB; for connections to come."""
+        self._http.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+
     @property
     def open_connections(self) -> int:
         """How many connections are open now."""
@@ -225,24 +232,45 @@ class FaultyServer:
             with self._lock:
                 self._under_way -= 1
 
-    def answer(self, request: Request, *, admitted: bool = True) -> Reply:
-        """Record the request and make the reply to it, faults applied."""
+    def faults_of(self, request: Request) -> list[Fault | Action]:
+        """Record a request whose body is still to be read, and return what goes wrong with it."""
         with self._lock:
             self.requests.append(request)
-            faults = [rule.fault for rule in self._rules if rule.due(request)]
+            return [rule.fault for rule in self._rules if rule.due(request)]
+
+    def answer(self, request: Request, faults: Sequence[Fault | Action], *, admitted: bool = True) -> Reply:
+        """Make the reply to a request, faults applied."""
         for fault in faults:
             if callable(fault):
                 fault()
-        with self._lock:
-            reply = _listing(request, self._objects) or _honest_reply(
-                request, self._objects.get(request.path)
-            )
+        reply = Reply(200, {}, b"")
+        if not any(isinstance(fault, Instead | Unread) for fault in faults):
+            reply = self._honest(request)
         for fault in faults:
             if not callable(fault):
                 fault.apply(request, reply)
         if not admitted:
             SlowDown().apply(request, reply)
         return reply
+
+    def content(self, path: str) -> bytes | None:
+        """Return the bytes of an object, or None where there is none."""
+        stored = self._objects.get(path)
+        return None if stored is None else stored.body
+
+    def _honest(self, request: Request) -> Reply:
+        with self._lock:
+            present = request.path in self._objects
+            written, reply = self.uploads.answer(request, present=present)
+            if request.method == "DELETE" and reply is None:
+                self._objects.pop(request.path, None)
+                return Reply(204, {}, b"")
+        if written is not None:
+            self.put(request.path, written.body, etag=written.etag, checksum=written.checksum)
+        if reply is not None:
+            return reply
+        with self._lock:
+            return _listing(request, self._objects) or _honest_reply(request, self._objects.get(request.path))
 
 
 def _error(request: Request, status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
@@ -396,7 +424,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._serve()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
         self._serve()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -413,10 +446,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             range=_parse_range(headers.get("range")),
             connection=self._number,
         )
-        with self._server.owner.admitted() as admitted:
-            self._send(self._server.owner.answer(request, admitted=admitted))
+        owner = self._server.owner
+        with owner.admitted() as admitted:
+            faults = owner.faults_of(request)
+            body = self._read(faults)
+            self._send(owner.answer(replace(request, body=body), faults, admitted=admitted))
+
+    def _read(self, faults: Sequence[Fault | Action]) -> bytes:
+        """Read the body of the request, or only its beginning."""
+        size = int(self.headers.get("Content-Length", 0))
+        unread = [fault for fault in faults if isinstance(fault, Unread)]
+        if unread:
+            self.rfile.read(min(size, unread[0].after))
+            self.close_connection = True
+            return b""
+        sips = [fault for fault in faults if isinstance(fault, Sip)]
+        body = self._sip(size, sips[0]) if sips else self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionResetError("the client went away")
+        return body
+
+    def _sip(self, size: int, sip: Sip) -> bytes:
+        body = bytearray()
+        while len(body) < size and (piece := self.rfile.read(min(sip.size, size - len(body)))):
+            body += piece
+            self._server.stopping.wait(sip.every)
+        return bytes(body)
 
     def _send(self, reply: Reply) -> None:
+        if reply.lost:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            return
         if reply.stall_after == -1:
             self._stall()
             return

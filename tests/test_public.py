@@ -27,7 +27,10 @@ SURFACE = [
     "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
+    "PutOptions",
     "S3Config",
+    "SaveReport",
+    "SavedFile",
     "StateDictError",
     "StoreError",
     "TensorInfo",
@@ -40,9 +43,14 @@ SURFACE = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "load_file",
     "load_model",
     "open",
     "open_file",
+    "save",
+    "save_async",
+    "save_file",
+    "save_model",
 ]
 
 

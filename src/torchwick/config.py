@@ -1,6 +1,6 @@
-"""Settings, given once: who and where (`S3Config`), how fast and with how much memory (`TransferConfig`).
+"""Settings, given once: who and where, how fast and with how much memory, and what is kept with an object.
 
-Both are frozen, compare by value, pickle, and print without secrets.
+All are frozen, compare by value, pickle, and print without secrets.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import base64
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["S3Config", "TransferConfig", "parse_size"]
+__all__ = ["PutOptions", "S3Config", "TransferConfig", "parse_size"]
 
 _CUSTOMER_KEY_BYTES = 32  # AES-256, the only algorithm of SSE-C (Amazon S3 user guide)
 
@@ -111,14 +112,17 @@ class TransferConfig:
     Attributes:
         part_size: bytes one request asks for. ``"auto"``: a 32nd of the load, between 4 and 16 MiB, so
             that a small model still uses many connections and a large one spends few requests
-            (8 to 16 MiB is what Amazon's S3 performance guidelines advise).
+            (8 to 16 MiB is what Amazon's S3 performance guidelines advise). Of an upload: 16 MiB, or what
+            makes 10,000 parts of a larger object; at least 5 MiB (Amazon S3 user guide, "Amazon S3 multipart
+            upload limits").
         connections: connections at once. ``"auto"`` starts with 8 (over TLS with two for each core, 16 at
             the most), doubles them for as long as that makes the load faster, and takes back those that only
             wait for a busy processor.
         memory_limit: the most bytes held beside the tensors that are returned, as a number or as text
             (``"2GB"``, ``"512MiB"``). ``"auto"``: half of what the machine or its control group has left.
             A load into tensors needs next to nothing of it; formats that only torch's own loader reads
-            (TorchScript, compressed records) need a second copy, which is refused beyond the limit.
+            (TorchScript, compressed records) need a second copy, which is refused beyond the limit. An upload
+            holds what its connections need, and no more than that.
         timeout: seconds without one byte after which a connection counts as dead, twice that at the latest.
             10: far above the slowest first byte of a healthy store, far below the minutes a kernel would
             wait.
@@ -161,6 +165,67 @@ class TransferConfig:
     def memory_bytes(self) -> int:
         """Return `memory_limit` in bytes, reading the machine's free memory where it is ``"auto"``."""
         return _available_memory() // 2 if self.memory_limit == "auto" else parse_size(self.memory_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PutOptions:
+    """What is said about an object that is written to S3. Whatever is left out is as the bucket has it.
+
+    The key of SSE-C is not among them: it is `S3Config.sse_customer_key`, for reading and for writing.
+
+    Attributes:
+        storage_class: S3's name of one, such as ``"INTELLIGENT_TIERING"``.
+        server_side_encryption: ``"AES256"``, ``"aws:kms"`` or ``"aws:kms:dsse"``.
+        kms_key_id: the KMS key, its ARN or its alias; for the two kinds with KMS.
+        bucket_key_enabled: use a bucket key with KMS, which costs fewer requests to KMS.
+        content_type: the media type; by default S3's, ``binary/octet-stream``.
+        tags: tags of the object.
+        metadata: texts in ASCII that S3 keeps and returns in headers, 2 KB at most.
+        expected_bucket_owner: the account that the bucket must belong to, twelve digits.
+
+    Raises:
+        ValueError: options contradict each other, or metadata are not ASCII.
+
+    Example:
+        >>> PutOptions(server_side_encryption="aws:kms", tags={"team": "vision"}).tags
+        {'team': 'vision'}
+    """
+
+    storage_class: str | None = None
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    kms_key_id: str | None = None
+    bucket_key_enabled: bool | None = None
+    content_type: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    expected_bucket_owner: str | None = None
+
+    def __post_init__(self) -> None:
+        kinds = ("AES256", "aws:kms", "aws:kms:dsse")
+        if self.server_side_encryption not in (None, *kinds):
+            given = repr(self.server_side_encryption)
+            raise ValueError(f"PutOptions.server_side_encryption must be one of {kinds}, not {given}")
+        if self.kms_key_id is not None and self.server_side_encryption not in kinds[1:]:
+            raise ValueError(
+                "PutOptions.kms_key_id is for server_side_encryption='aws:kms' or 'aws:kms:dsse'"
+            )
+        owner = self.expected_bucket_owner
+        if owner is not None and not re.fullmatch(r"\d{12}", owner):
+            raise ValueError("PutOptions.expected_bucket_owner must be an account's number of 12 digits")
+        for name in ("storage_class", "kms_key_id", "content_type"):
+            _check_header(name, getattr(self, name) or "")
+        for name, value in self.metadata.items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                raise ValueError(f"PutOptions.metadata: {name!r} cannot be part of a header's name")
+            _check_header(f"metadata[{name!r}]", value)
+        if not all(isinstance(text, str) for pair in self.tags.items() for text in pair):
+            raise ValueError("PutOptions.tags must be texts, by names that are texts")
+
+
+def _check_header(name: str, value: object) -> None:
+    """Refuse what cannot be sent in a header."""
+    if not isinstance(value, str) or not value.isascii() or not (value.isprintable() or not value):
+        raise ValueError(f"PutOptions.{name} must be printable ASCII, not {value!r}")
 
 
 def parse_size(size: int | str) -> int:

@@ -81,12 +81,17 @@ class TorchwickError(Exception):
         other.args, other.uri = (f"{uri}: {self}",), str(uri)
         return other
 
-    def adding(self, sentence: str) -> Self:
-        """Return the same error, saying at its end what else is to be known."""
-        other = copy.copy(self)
-        other.args = (f"{_sentence(str(self))} {sentence}",)
-        other.hint = sentence if self.hint is None else f"{_sentence(self.hint)} {sentence}"
-        return other
+    def add_remark(self, text: str) -> None:
+        """Say one thing more, in an error that is on its way: what was found when it was cleaned up after.
+
+        Example:
+            >>> error = TorchwickError("it broke")
+            >>> error.add_remark("A part of it is left")
+            >>> str(error), error.hint
+            ('it broke. A part of it is left.', 'A part of it is left.')
+        """
+        self.args = (f"{_sentence(str(self.args[0]))} {_sentence(text)}",)
+        self.hint = _sentence(text) if self.hint is None else f"{_sentence(self.hint)} {_sentence(text)}"
 
 
 def _sentence(text: str) -> str:
@@ -275,7 +280,7 @@ class TransferError(StoreError, ConnectionError):
     """The network or the store failed on every attempt; the last cause is chained.
 
     Attributes:
-        range: the half-open byte range ``(start, stop)`` that could not be read, or None.
+        range: the half-open byte range ``(start, stop)`` that could not be read or written, or None.
         attempts: how many times it was tried.
     """
 

@@ -240,7 +240,9 @@ def _telling(*, partly: bool) -> Iterator[None]:
     try:
         yield
     except TorchwickError as error:
-        raise (error.adding(_PARTLY) if partly else error) from error.__cause__
+        if partly:
+            error.add_remark(_PARTLY)
+        raise
     except BaseException as error:
         if partly:
             error.add_note(_PARTLY)

@@ -18,9 +18,10 @@ from torchwick.errors import FormatError
 from torchwick.formats.catalog import TensorEntry
 from torchwick.formats.dtypes import DTYPES, FLOATS, SAFETENSORS_BITS
 from torchwick.formats.safetensors import header
-from torchwick.saving.destination import shard_names
+from torchwick.saving.destination import INDEX, shard_names
+from torchwick.saving.files import File, PlainFile, TensorFile
 
-__all__ = ["Plan", "PlannedFile", "lots", "plan", "untied"]
+__all__ = ["Plan", "lots", "plan", "untied"]
 
 _FORMAT = {"format": "pt"}  # which transformers insists on
 
@@ -41,45 +42,28 @@ def untied(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], 
 
 
 @dataclass(frozen=True)
-class PlannedFile:
-    """A file of tensors: its name, what stands before them, and how many bytes and which they are."""
-
-    name: str
-    header: bytes
-    data: int
-    names: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return len(self.header) + self.data
-
-
-@dataclass(frozen=True)
 class Plan:
     """All that is to be written.
 
     Attributes:
         dtypes: of each tensor, as it is written, in the order in which it is written.
         casts: how many tensors have another dtype in the source, by that one.
-        files: with tensors, in order.
-        index: bytes of the index; empty where there is one file.
+        shards: the files with tensors, in order.
     """
 
     dtypes: dict[str, str]
     casts: dict[str, int]
-    files: tuple[PlannedFile, ...]
-    index: bytes
+    shards: tuple[TensorFile, ...]
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files) + len(self.index)
+    def files(self) -> tuple[File, ...]:
+        """All files, the index last; one file alone has none."""
+        return (*self.shards, PlainFile(INDEX, _index(self.shards))) if len(self.shards) > 1 else self.shards
 
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all elements."""
-        return sum(file.data for file in self.files)
+        return sum(file.data for file in self.shards)
 
 
 def lots(
@@ -130,34 +114,35 @@ def plan(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
     uri: object,
+    generation: str = "",
 ) -> Plan:
-    """Lay files out.
+    """Lay files out: tensors fill one after the other, and in each those of wide elements come first.
 
     Args:
-        entries: the tensors, in the order in which they are written.
+        entries: the tensors, in the order in which they fill files.
         dtype: what floating-point tensors are cast to, or None.
         file: the name of the one file; None: the names Hugging Face gives, with an index if they are several.
         most: bytes of the tensors of one file, unless it is of one tensor; None: all are in one.
         metadata: goes into each file, beside its format.
         ties: other names; each goes into the file of the tensor it stands for.
         uri: the destination, for messages.
+        generation: makes the names of shards others than those that are there already.
 
     Raises:
         FormatError: safetensors has no way to say it.
     """
     written = {name: replace(entry, dtype=_cast(entry.dtype, dtype)) for name, entry in entries.items()}
     shards = _shards(written, most)
-    names = [file] if file is not None else shard_names(len(shards))
+    names = [file] if file is not None else shard_names(len(shards), generation)
     files = [
         _file(name, {tensor: written[tensor] for tensor in shard}, metadata, ties, uri)
         for name, shard in zip(names, shards, strict=True)
     ]
     changed = (entries[name].dtype for name, entry in written.items() if entry.dtype != entries[name].dtype)
     return Plan(
-        {name: entry.dtype for name, entry in written.items()},
+        {name: written[name].dtype for file in files for name in file.names},
         dict(Counter(changed)),
         tuple(files),
-        _index(files) if len(files) > 1 else b"",
     )
 
 
@@ -179,15 +164,16 @@ def _file(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
     uri: object,
-) -> PlannedFile:
+) -> TensorFile:
+    entries = dict(sorted(entries.items(), key=lambda item: -DTYPES[item[1].dtype].bits))
     told = {other: kept for other, kept in ties.items() if kept in entries}
     said = header(
         {key: (e.dtype, e.shape) for key, e in entries.items()}, _FORMAT | told | dict(metadata), uri
     )
-    return PlannedFile(name, said, sum(entry.nbytes for entry in entries.values()), tuple(entries))
+    return TensorFile(name, said, sum(entry.nbytes for entry in entries.values()), tuple(entries))
 
 
-def _index(files: Sequence[PlannedFile]) -> bytes:
+def _index(files: Sequence[TensorFile]) -> bytes:
     """Return the index, letter for letter as transformers writes it."""
     index = {
         "metadata": {"total_size": sum(file.data for file in files)},

@@ -28,7 +28,7 @@ class Sink(Protocol):
     """A file that is being written."""
 
     def write(self, data: memoryview | bytes) -> None:
-        """Append bytes.
+        """Append bytes, which have to stay as they are until the folder is committed.
 
         Raises:
             StoreError: they cannot be written.
@@ -59,8 +59,12 @@ class Folder(Protocol):
         """
         ...
 
-    def create(self, name: str) -> contextlib.AbstractContextManager[Sink]:
+    def create(self, name: str, size: int) -> contextlib.AbstractContextManager[Sink]:
         """Begin a file, which ends with the context.
+
+        Args:
+            name: relative to the folder.
+            size: its bytes, no more and no less.
 
         Raises:
             StoreError: it cannot be written.
@@ -133,7 +137,7 @@ class LocalFolder:
             )
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[Sink]:
+    def create(self, name: str, size: int) -> Iterator[Sink]:  # noqa: ARG002 - `reserve` looked for room
         """Begin a file; see `Folder`."""
         uri = _in(self._uri, name)
         path = self._path / f".torchwick-{secrets.token_hex(8)}.tmp"

@@ -7,11 +7,40 @@ import os
 from functools import lru_cache
 
 from torchwick.config import S3Config
-from torchwick.store.base import Body, Connection, Listing, ObjectInfo, Store, StoredChecksum
+from torchwick.errors import URIError
+from torchwick.store.base import (
+    Body,
+    Connection,
+    DamagedError,
+    Listing,
+    Multipart,
+    ObjectInfo,
+    Store,
+    Stored,
+    StoredChecksum,
+    StoredPart,
+    WritableStore,
+    Writer,
+)
 from torchwick.store.collector import collector_paused
 from torchwick.uri import URI
 
-__all__ = ["Body", "Connection", "Listing", "ObjectInfo", "Store", "StoredChecksum", "open_store"]
+__all__ = [
+    "Body",
+    "Connection",
+    "DamagedError",
+    "Listing",
+    "Multipart",
+    "ObjectInfo",
+    "Store",
+    "Stored",
+    "StoredChecksum",
+    "StoredPart",
+    "WritableStore",
+    "Writer",
+    "open_store",
+    "open_writable",
+]
 
 
 def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
@@ -23,6 +52,28 @@ def open_store(uri: URI, config: S3Config, timeout: float) -> Store:
         timeout: seconds without a byte after which a connection counts as dead.
     """
     return _open_store(uri.scheme, config, timeout, _environment())
+
+
+def open_writable(uri: URI, config: S3Config, timeout: float) -> WritableStore:
+    """Return the store that `uri` is to be written to; it is the one that `open_store` returns.
+
+    Args:
+        uri: any object of the store.
+        config: who asks, and which S3.
+        timeout: seconds without progress after which a connection counts as dead.
+
+    Raises:
+        URIError: nothing is uploaded to such an address.
+    """
+    if uri.scheme != "s3":
+        hint = "Name an object in S3: s3://bucket/key."
+        raise URIError("only to S3 is anything uploaded", uri=uri, hint=hint)
+    from torchwick.store.s3 import S3Store
+
+    store = open_store(uri, config, timeout)
+    if not isinstance(store, S3Store):
+        raise TypeError("the store of an s3:// address is an S3Store")
+    return store
 
 
 def _environment() -> str:

@@ -6,21 +6,28 @@ into memory that the caller owns. Every store is held to the same contract by on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torchwick.config import PutOptions
 from torchwick.errors import ObjectChangedError, StoreError
 from torchwick.uri import URI
 
 __all__ = [
     "Body",
     "Connection",
+    "DamagedError",
     "EmptyBody",
     "Listing",
+    "Multipart",
     "ObjectInfo",
     "Store",
+    "Stored",
     "StoredChecksum",
+    "StoredPart",
+    "WritableStore",
+    "Writer",
     "check_pinned",
     "lying_answer",
 ]
@@ -180,6 +187,158 @@ class Store(Protocol):
 
     def connect(self) -> Connection:
         """Return a connection that no one else uses, over a line kept alive where there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object that is there, as the answer to its writing or to a look at it told.
+
+    Attributes:
+        etag: its tag, or None where the server gives none.
+        version: its S3 version, or None in a bucket without versions.
+        size: its bytes, or None where the answer does not say.
+        checksum: its CRC64NVME as the server keeps it, or None where it keeps none.
+    """
+
+    etag: str | None
+    version: str | None = None
+    size: int | None = None
+    checksum: int | None = None
+
+
+@dataclass(frozen=True)
+class Multipart:
+    """An object that is uploaded in parts, and does not exist until they are put together.
+
+    Attributes:
+        uri: its address.
+        id: the server's name for the upload.
+        checksummed: whether the server was told that checksums come.
+    """
+
+    uri: URI
+    id: str
+    checksummed: bool
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part that the server has.
+
+    Attributes:
+        number: from 1.
+        etag: what the server calls it by.
+        checksum: its CRC64NVME as the server told it, or None.
+    """
+
+    number: int
+    etag: str
+    checksum: int | None
+
+
+class DamagedError(ConnectionAbortedError):
+    """What arrived at the store is not what was sent: another attempt may mend it."""
+
+
+class Writer(Protocol):
+    """One line to the store that writes, used by one thread at a time, kept open between requests.
+
+    Bodies are sent from the caller's memory, which must stay as it is until the call returns. Checksums are
+    CRC64NVME; None where none is known. Every call raises `StoreError` where the store refused, and `OSError`
+    where the network failed: then nobody knows whether the store did what it was asked.
+    """
+
+    def put(self, uri: URI, body: Sequence[memoryview], checksum: int | None, *, overwrite: bool) -> Stored:
+        """Write an object in one request.
+
+        Raises:
+            ObjectExistsError: there is one, and it may not be overwritten.
+        """
+        ...
+
+    def begin(self, uri: URI) -> Multipart:
+        """Begin an upload in parts."""
+        ...
+
+    def put_part(
+        self,
+        multipart: Multipart,
+        number: int,
+        body: Sequence[memoryview],
+        checksum: int | None,
+        sent: Callable[[int], object] | None = None,
+    ) -> StoredPart:
+        """Send one part, or send it again.
+
+        Args:
+            multipart: the upload.
+            number: which, from 1.
+            body: its bytes.
+            checksum: what they come to.
+            sent: told how many bytes went out, as they go.
+
+        Raises:
+            DamagedError: the store has other bytes.
+        """
+        ...
+
+    def complete(
+        self,
+        multipart: Multipart,
+        parts: Sequence[StoredPart],
+        size: int,
+        checksum: int | None,
+        *,
+        overwrite: bool,
+    ) -> Stored:
+        """Put the parts together: the object appears.
+
+        Raises:
+            ObjectExistsError: there is one, and it may not be overwritten.
+        """
+        ...
+
+    def discard(self, multipart: Multipart) -> bool:
+        """Abort an upload, so that nothing of it stays; return False where there was none any more."""
+        ...
+
+    def find(self, uri: URI) -> Stored | None:
+        """Look at an object; None: there is none."""
+        ...
+
+    def delete(self, uri: URI) -> None:
+        """Delete an object, whether there is one or not."""
+        ...
+
+    def reset(self) -> None:
+        """Close the line; the next request opens a new one."""
+        ...
+
+    def abort(self) -> None:
+        """From any thread: make the call in progress fail now, and every later one at once."""
+        ...
+
+    def release(self) -> None:
+        """Leave the line, idle or aborted, to whoever connects next; the writer is not used again."""
+        ...
+
+
+class WritableStore(Protocol):
+    """A place that objects can be written to."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether bytes are encrypted on the way, which costs processor time for each connection."""
+        ...
+
+    @property
+    def takes_checksums(self) -> bool:
+        """Whether checksums are sent with what is written; no longer once the store has refused them."""
+        ...
+
+    def writer(self, options: PutOptions) -> Writer:
+        """Return a writer that no one else uses, over a line kept alive where there is one."""
         ...
 
 

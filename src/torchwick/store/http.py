@@ -53,6 +53,8 @@ class HTTPAnswer:
         self.headers = response.headers
         self.length = response.length
         self.reusable = False
+        self.patience = _PATIENCE * timeout
+        """Seconds that `read` may take."""
 
     def readinto(self, buffer: memoryview) -> int:
         """Read into `buffer`; 0 at the end of the body.
@@ -103,20 +105,23 @@ class HTTPAnswer:
         """Return the rest of the body, or up to `limit` bytes of it: an error, or a list of parts.
 
         Raises:
-            TimeoutError: it does not come within three timeouts.
+            TimeoutError: it does not come within the answer's `patience`, three timeouts by default.
         """
-        data, end = bytearray(), time.monotonic() + _PATIENCE * self._timeout
+        data, end = bytearray(), time.monotonic() + self.patience
         while len(data) < limit and (piece := self._response.read1(min(limit - len(data), _FRAMED))):
             data += piece
             if time.monotonic() > end:
-                raise TimeoutError(f"an answer did not end within {_PATIENCE * self._timeout:g} seconds")
+                raise TimeoutError(f"an answer did not end within {self.patience:g} seconds")
         if self._left is not None:
             self._left -= len(data)
         return bytes(data)
 
     def stream(self, amount: int = 1 << 16, decode_content: bool = False) -> Iterator[bytes]:  # noqa: ARG002
-        """Yield the rest of the body, or its first 4 MiB, under the name by which botocore reads bodies."""
-        if data := self.read(_MOST_TOLD):
+        """Yield the rest of the body, or its first 4 MiB, under the name by which botocore reads bodies.
+
+        White space that kept a connection alive is left out: before an XML declaration it is an error.
+        """
+        if data := self.read(_MOST_TOLD).lstrip():
             yield data
 
     def close(self) -> None:

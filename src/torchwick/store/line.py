@@ -8,17 +8,20 @@ import itertools
 import select
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from torchwick.errors import CredentialsError, StoreError
 from torchwick.store.http import Headers, HTTPAnswer
 from torchwick.store.proxy import Proxy, open_tunnel, proxy_for, refusal
 from torchwick.store.redact import frameless
+from torchwick.store.sending import await_answer, send_body
 
 __all__ = ["Line", "trusting"]
 
 _turn = itertools.count()
+_LAST_WORDS = 1.0  # seconds for the answer of a server that has closed, which is there already or never
 
 
 class _OverTLS(http.client.HTTPConnection):
@@ -28,6 +31,21 @@ class _OverTLS(http.client.HTTPConnection):
     """
 
     default_port = http.client.HTTPS_PORT
+
+
+@dataclass(frozen=True, repr=False)
+class _Request:
+    method: str
+    url: SplitResult
+    headers: Mapping[str, str]
+    while_waiting: Callable[[], None] | None
+    body: Sequence[memoryview]
+    sent: Callable[[int], object] | None
+
+    @property
+    def target(self) -> str:
+        path = self.url.path or "/"
+        return f"{path}?{self.url.query}" if self.url.query else path
 
 
 class Line:
@@ -41,6 +59,7 @@ class Line:
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
         self._answer: HTTPAnswer | None = None
+        self._sent = True
         self.aborted = False
 
     def request(
@@ -50,48 +69,72 @@ class Line:
         while_waiting: Callable[[], None] | None = None,
         *,
         method: str = "GET",
+        body: Sequence[memoryview] = (),
+        sent: Callable[[int], object] | None = None,
+        repeatable: bool = True,
     ) -> HTTPAnswer:
         """Send a request and await the head of its answer.
+
+        Args:
+            url: where to.
+            headers: all of them; those of a body among them.
+            while_waiting: called once, after the request has gone out and before the answer is awaited.
+            method: HTTP's.
+            body: what is sent after the head.
+            sent: told how many bytes of the body went out, as they go.
+            repeatable: whether it may be sent twice without a word: a second answer says the same.
 
         Raises:
             OSError: no connection, or it broke.
             http.client.HTTPException: what came back is not HTTP.
             StoreError: the proxy refused.
         """
-        parts = urlsplit(url)
-        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        reused = self._can_carry(parts.scheme, parts.netloc)
+        asked = _Request(method, urlsplit(url), headers, while_waiting, body, sent)
+        reused = self._can_carry(asked.url.scheme, asked.url.netloc)
         if not reused:
             self.reset()
         try:
-            return self._exchange(method, parts, target, headers, while_waiting)
+            return self._exchange(asked)
         except (ConnectionResetError, BrokenPipeError):
-            if not reused or self.aborted:
+            if not (reused and repeatable) or self.aborted:
                 raise
         # The server had just then closed a connection that it had kept open: no failure of the request.
         self.reset()
-        return self._exchange(method, parts, target, headers, while_waiting)
+        return self._exchange(asked)
 
-    def _exchange(
-        self,
-        method: str,
-        url: SplitResult,
-        target: str,
-        headers: Mapping[str, str],
-        while_waiting: Callable[[], None] | None,
-    ) -> HTTPAnswer:
+    def _exchange(self, asked: _Request) -> HTTPAnswer:
+        url, target, headers = asked.url, asked.target, asked.headers
         connection = self._connect(url.scheme, url.netloc)
         if self._proxy is not None and url.scheme == "http":  # without a tunnel it is told the whole URL
             target, headers = f"http://{url.netloc}{target}", Headers({**headers, **self._proxy.headers})
         with self._reset_if_broken():
-            _send(connection, method, target, headers)
-            if while_waiting is not None:
-                while_waiting()
+            _send(connection, asked.method, target, headers)
+            self._sent = not asked.body or self._send_body(connection.sock, asked)
+            if asked.while_waiting is not None:
+                asked.while_waiting()
             answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
+            if not self._sent and answer.status < http.client.MULTIPLE_CHOICES:
+                raise ConnectionResetError("a success was answered before all was sent")
         if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
             raise refusal(self._proxy, answer.status, url.netloc)
         self._answer = answer
         return answer
+
+    def _send_body(self, connected: socket.socket, asked: _Request) -> bool:
+        """Send a body and await the answer, and tell whether all of the body went out.
+
+        Where the other side has closed, it may have said why: then that is what is read next.
+        """
+        try:
+            if not send_body(connected, asked.body, self._timeout, asked.sent):
+                return False
+            await_answer(connected, self._timeout)
+        except OSError:
+            if self.aborted or not _readable(connected):
+                raise
+            connected.settimeout(_LAST_WORDS)
+            return False
+        return True
 
     @contextlib.contextmanager
     def _reset_if_broken(self) -> Iterator[None]:
@@ -121,6 +164,7 @@ class Line:
             self._connection is not None
             and self._connection.sock is not None  # None: the server announced that it would close
             and self._origin == (scheme, authority)
+            and self._sent
             and (self._answer is None or self._answer.reusable)
             and not _readable(self._connection.sock)
         )

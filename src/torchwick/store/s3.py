@@ -26,7 +26,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from torchwick.config import S3Config
+from torchwick.config import PutOptions, S3Config
 from torchwick.errors import CredentialsError, StoreError, TorchwickError
 from torchwick.store.base import Body, EmptyBody, Listing, ObjectInfo, StoredChecksum, check_pinned
 from torchwick.store.botocore_errors import endless_redirect, from_botocore, not_s3, secret_in_endpoint
@@ -40,18 +40,23 @@ from torchwick.store.proxy import proxy_for
 from torchwick.store.ranged import pinning_headers, range_header, ranged_body
 from torchwick.store.redact import frameless, redacted_logs
 from torchwick.store.s3_checksum import checksum_of_parts, checksum_of_whole, is_composite
-from torchwick.store.s3_client import payer, trusted_bundle
+from torchwick.store.s3_client import leave_payload_unsigned, payer, secrets_of, trusted_bundle
 from torchwick.store.s3_errors import Refusal, about_objects, is_refusal, read_refusal
 from torchwick.store.s3_exchange import (
     GET_OBJECT,
     HEAD_OBJECT,
     LIST_OBJECTS,
     LIST_PARTS,
+    PUT_OBJECT,
+    PUT_PART,
+    READS,
+    WRITES,
     Exchange,
     Operation,
     Signed,
 )
 from torchwick.store.s3_listing import CANNOT_LIST, listed
+from torchwick.store.s3_writer import Habits, S3Writer
 from torchwick.uri import URI
 
 __all__ = ["S3Store"]
@@ -80,6 +85,8 @@ class S3Store:
         self._config = config
         self._takes_conditions = True
         self._callers = Callers(config, timeout, self._prepare)
+        self.habits = Habits()
+        """What the store was found not to do."""
         self._current = _Current()
         self._lines = LinePool(timeout, lambda: self._tls)
         self.secure = False
@@ -116,8 +123,10 @@ class S3Store:
         if self._config.sse_customer_key is not None and not _private(endpoint):
             hint = "Give the endpoint as https://host."
             raise StoreError("S3Config.sse_customer_key is not sent over plain HTTP", hint=hint)
-        for operation in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS, LIST_OBJECTS):
+        for operation in (*READS, *WRITES):
             client.meta.events.register(f"before-send.s3.{operation.name}", self._send)
+        for operation in (PUT_OBJECT, PUT_PART):
+            client.meta.events.register(f"before-sign.s3.{operation.name}", leave_payload_unsigned)
         client.meta.events.register("before-send.s3.HeadBucket", self._count_redirect)
 
     @cached_property
@@ -134,6 +143,15 @@ class S3Store:
     def connect(self) -> S3Connection:
         """Return a connection of its own for one thread."""
         return S3Connection(self, self._lines)
+
+    @property
+    def takes_checksums(self) -> bool:
+        """Whether checksums are sent with what is written; no longer once the store has refused them."""
+        return self.habits.takes_checksums
+
+    def writer(self, options: PutOptions) -> S3Writer:
+        """Return a connection that writes, of its own for one thread."""
+        return S3Writer(self.send, self.habits, options, self._lines)
 
     def pinning_headers(self, pinned: ObjectInfo | None) -> dict[str, str]:
         """Return the headers that make the store refuse any other version, if it knows them."""
@@ -226,8 +244,9 @@ class S3Store:
         """Say what a refusal means, with what else the store tells of the reason."""
         # The refusal of a role says which, not as whom its credentials were to be.
         asked_as = caller.asked_as if about_objects(error) else role_of(self._config)
-        refusal = Refusal(error, exchange.uri, asked_as, exchange.secrets)
-        if exchange.pinned or exchange.operation is LIST_OBJECTS:  # another listing would tell no more
+        refusal = Refusal(error, exchange.uri, asked_as, (*exchange.secrets, *secrets_of(self._config)))
+        if exchange.pinned or exchange.operation not in (GET_OBJECT, HEAD_OBJECT, LIST_PARTS):
+            # Another listing would tell no more.
             return refusal.explained(pinned=exchange.pinned)
         return refusal.explained(look_around=lambda: self._reason(refusal.meaning, caller, exchange.uri))
 
@@ -259,7 +278,7 @@ class S3Store:
             }
         )
         self.secure = request.url.startswith("https:")
-        answer = exchange.send(request.url, headers)
+        answer = exchange.send(request.url, headers, request.body)
         if exchange.operation in (LIST_PARTS, LIST_OBJECTS) and not _may_be_a_list(answer):
             raise not_s3()
         if exchange.operation is GET_OBJECT and answer.status in _GOOD:

@@ -14,7 +14,9 @@ from typing import Any
 
 from torchwick.store.base import StoredChecksum
 
-__all__ = ["checksum_of_parts", "checksum_of_whole", "is_composite"]
+__all__ = ["CRC64NVME", "checksum_of_parts", "checksum_of_whole", "is_composite", "read", "spell"]
+
+CRC64NVME = "crc64nvme"
 
 _ALGORITHMS = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
 """Those whose parts fold into the checksum of the whole, the best first, and their bytes."""
@@ -69,3 +71,23 @@ def _number(text: object, algorithm: str) -> int | None:
     except (binascii.Error, ValueError):
         return None
     return int.from_bytes(data, "big") if len(data) == _ALGORITHMS[algorithm] else None
+
+
+def spell(value: int) -> str:
+    """Spell a CRC64NVME as S3 does.
+
+    Example:
+        >>> spell(0xAE8B14860A799888)
+        'rosUhgp5mIg='
+    """
+    return base64.b64encode(value.to_bytes(_ALGORITHMS[CRC64NVME], "big")).decode("ascii")
+
+
+def read(text: object) -> int | None:
+    """Return the CRC64NVME that is spelled so, or None where none is.
+
+    Example:
+        >>> read("rosUhgp5mIg="), read("rosUhgp5mIg=-2"), read(None)
+        (12577168950296156296, None, None)
+    """
+    return _number(text, CRC64NVME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from functools import lru_cache, partial
 from typing import Any
@@ -21,7 +22,16 @@ from botocore.exceptions import NoCredentialsError
 
 from torchwick.config import S3Config
 
-__all__ = ["customer_key", "make_client", "make_session", "payer", "region_of", "trusted_bundle"]
+__all__ = [
+    "customer_key",
+    "leave_payload_unsigned",
+    "make_client",
+    "make_session",
+    "payer",
+    "region_of",
+    "secrets_of",
+    "trusted_bundle",
+]
 
 _SESSION_NAME = "torchwick"  # what CloudTrail shows for an assumed role
 _SOMEWHERE = "us-east-1"  # a region for STS, which answers for every one of its partition
@@ -103,6 +113,8 @@ def make_client(session: botocore.session.Session, config: S3Config) -> Any:
         retries={"total_max_attempts": 1, "mode": "standard"},
         # botocore verifies whole answers only, and ours are ranges.
         response_checksum_validation="when_required",
+        # What is written has its checksum from the transfer, which sums parts and knows the whole.
+        request_checksum_calculation="when_required",
         s3=chosen,
         user_agent="torchwick",
         signature_version=botocore.UNSIGNED if config.anonymous else None,
@@ -136,6 +148,23 @@ def customer_key(config: S3Config) -> dict[str, Any]:
     return {} if key is None else {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
 
 
+def secrets_of(config: S3Config) -> tuple[str, ...]:
+    """Return the caller's own key as it is sent, which no message may repeat."""
+    key = config.sse_customer_key
+    return (base64.b64encode(key).decode("ascii"),) if isinstance(key, bytes) else ()
+
+
 def payer(config: S3Config) -> dict[str, Any]:
     """Return the arguments that accept the bill for a request."""
     return {"RequestPayer": "requester"} if config.requester_pays else {}
+
+
+def leave_payload_unsigned(request: Any, **_: object) -> None:
+    """Have a request signed without its body, which botocore is not given.
+
+    The setting is that of a client, `payload_signing_enabled`, changed for one request: lists of parts and
+    the like stay signed.
+    """
+    config = request.context["client_config"]
+    unsigned = Config(s3={**(config.s3 or {}), "payload_signing_enabled": False})
+    request.context["client_config"] = config.merge(unsigned)

@@ -10,11 +10,12 @@ from torchwick.errors import (
     AccessDeniedError,
     CredentialsError,
     ObjectChangedError,
+    ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
 )
 
-__all__ = ["BUSY", "MEANINGS", "RENEW", "SAME"]
+__all__ = ["BUSY", "MEANINGS", "MEANINGS_OF_WRITES", "RENEW", "SAME"]
 
 BUSY = frozenset(
     {
@@ -23,6 +24,7 @@ BUSY = frozenset(
         "502",
         "503",
         "504",
+        "ConditionalRequestConflict",  # someone else wrote or deleted the key at the same moment
         "InternalError",
         "OperationAborted",
         "RequestLimitExceeded",
@@ -114,6 +116,54 @@ MEANINGS: dict[str, tuple[type[StoreError], str, str]] = {
         "Write them into the proxy's variable: http://user:password@host:port.",
     ),
 }
+MEANINGS_OF_WRITES: dict[str, tuple[type[StoreError], str, str]] = {
+    "AccessDenied": (
+        AccessDeniedError,
+        "writing it is not allowed",
+        (
+            "Ask the bucket's owner to grant s3:PutObject and s3:AbortMultipartUpload on it, and "
+            "kms:GenerateDataKey and kms:Decrypt if a KMS key encrypts it."
+        ),
+    ),
+    "PreconditionFailed": (
+        ObjectExistsError,
+        "there is an object already",
+        "Write to another key, or pass overwrite=True.",
+    ),
+    "MethodNotAllowed": (
+        StoreError,
+        "the store does not let it be written",
+        "Check the address, and AWS_ENDPOINT_URL.",
+    ),
+    "NoSuchUpload": (
+        StoreError,
+        "the upload was ended before it was complete",
+        "Write it again: someone else, or a rule of the bucket's, aborted it.",
+    ),
+    "EntityTooLarge": (
+        StoreError,
+        "it is larger than the store takes",
+        "Write it in several objects.",
+    ),
+    "InvalidPart": (
+        StoreError,
+        "the store does not have the parts that were sent",
+        "Write it again, and ask whoever runs the store if that does not help.",
+    ),
+    "InvalidStorageClass": (
+        StoreError,
+        "the store has no such storage class",
+        "Check PutOptions.storage_class.",
+    ),
+    "InvalidTag": (StoreError, "the store does not take its tags", "Check PutOptions.tags."),
+    "MetadataTooLarge": (
+        StoreError,
+        "its metadata are longer than the store takes",
+        "Shorten PutOptions.metadata: S3 takes 2 KB.",
+    ),
+    "QuotaExceeded": (StoreError, "the store is full", "Free some space, or have the quota raised."),
+}
+"""What codes mean where something was to be written."""
 SAME = {
     "404": "NoSuchKey",
     "NotFound": "NoSuchKey",
@@ -129,6 +179,11 @@ SAME = {
     "ExpiredTokenException": "ExpiredToken",
     "TokenRefreshRequired": "ExpiredToken",
     "RequestExpired": "RequestTimeTooSkewed",
+    "EntityTooSmall": "InvalidPart",
+    "InvalidPartOrder": "InvalidPart",
+    "XMinioStorageFull": "QuotaExceeded",
+    "XMinioAdminBucketQuotaExceeded": "QuotaExceeded",
+    "507": "QuotaExceeded",
     "301": "PermanentRedirect",
     "AuthorizationHeaderMalformed": "PermanentRedirect",
     "IllegalLocationConstraintException": "PermanentRedirect",

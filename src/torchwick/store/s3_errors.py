@@ -21,7 +21,8 @@ from torchwick.errors import (
     StoreError,
 )
 from torchwick.store.http import HTTPAnswer
-from torchwick.store.s3_codes import BUSY, MEANINGS, RENEW, SAME
+from torchwick.store.s3_codes import BUSY, MEANINGS, MEANINGS_OF_WRITES, RENEW, SAME
+from torchwick.store.s3_exchange import WRITES
 from torchwick.uri import URI
 
 __all__ = ["Refusal", "about_objects", "is_refusal", "read_refusal"]
@@ -43,6 +44,7 @@ _ABOUT_OBJECTS = (
     "ListObjectsV2",
     "CreateSession",
 )
+_WRITES = tuple(operation.name for operation in WRITES)
 
 _ROLE = "Check the role's ARN, that its trust policy names who asks, and the external id if it wants one."
 _FOREIGN = (
@@ -75,7 +77,7 @@ def read_refusal(session: botocore.session.Session, client: Any, answer: HTTPAns
 
 def about_objects(error: ClientError) -> bool:
     """Whether S3 answered with the error, and not a service that gives credentials."""
-    return error.operation_name in _ABOUT_OBJECTS
+    return error.operation_name in (*_ABOUT_OBJECTS, *_WRITES)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,15 @@ class Refusal:
     def of_a_listing(self) -> bool:
         """Whether a directory was asked for, and not an object."""
         return str(self.error.operation_name) == "ListObjectsV2"
+
+    @property
+    def of_a_write(self) -> bool:
+        """Whether something was to be written, or deleted."""
+        return self.error.operation_name in _WRITES
+
+    @property
+    def _meanings(self) -> dict[str, tuple[type[StoreError], str, str]]:
+        return MEANINGS | MEANINGS_OF_WRITES if self.of_a_write else MEANINGS
 
     @property
     def seconds_ahead(self) -> float | None:
@@ -174,9 +185,9 @@ class Refusal:
             if pinned and self.meaning in ("NoSuchKey", "NoSuchVersion")
             else self.meaning
         )
-        if meaning not in MEANINGS:
+        if meaning not in self._meanings:
             return self._unknown()
-        kind, message, hint = MEANINGS[meaning]
+        kind, message, hint = self._meanings[meaning]
         better = _BETTER[meaning](self) if meaning in _BETTER else None
         text = f"{better[0] if better else message} (S3 answered {self._quoted})"
         if issubclass(kind, _WHO_MATTERS):
@@ -196,7 +207,7 @@ class Refusal:
     @property
     def _says_more(self) -> bool:
         """Whether the message adds to the code, as "Access Denied" does not."""
-        return self.denied_action is not None or self.meaning not in MEANINGS
+        return self.denied_action is not None or self.meaning not in self._meanings
 
     @property
     def _about(self) -> dict[str, Any]:
@@ -255,6 +266,8 @@ def _denied(refusal: Refusal) -> tuple[str, str] | None:
         )
     if action is None:
         return None
+    if refusal.of_a_write and action.startswith("s3:"):
+        return "writing it is not allowed", f"Ask the bucket's owner to grant {action} on it."
     if action == "s3:ListBucket":
         return "the object does not exist, or reading it is not allowed", (
             "Check the key first: without s3:ListBucket on the bucket, S3 does not say that a key is missing."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,23 @@ from torchwick.store.line import Line
 from torchwick.store.s3_client import customer_key
 from torchwick.uri import URI
 
-__all__ = ["GET_OBJECT", "HEAD_OBJECT", "LIST_OBJECTS", "LIST_PARTS", "Exchange", "Operation", "Signed"]
+__all__ = [
+    "ABORT",
+    "BEGIN",
+    "COMPLETE",
+    "DELETE_OBJECT",
+    "GET_OBJECT",
+    "HEAD_OBJECT",
+    "LIST_OBJECTS",
+    "LIST_PARTS",
+    "PUT_OBJECT",
+    "PUT_PART",
+    "READS",
+    "WRITES",
+    "Exchange",
+    "Operation",
+    "Signed",
+]
 
 _SECRET_HEADERS = (
     "authorization",
@@ -44,6 +60,18 @@ def _object(uri: URI, config: S3Config) -> dict[str, Any]:
     return {"Bucket": uri.bucket, "Key": uri.key} | version | customer_key(config)
 
 
+def _new_object(uri: URI, config: S3Config) -> dict[str, Any]:
+    """Return the arguments that name what is written, and give the key that is to encrypt it."""
+    return {"Bucket": uri.bucket, "Key": uri.key} | customer_key(config)
+
+
+def _key(uri: URI, config: S3Config) -> dict[str, Any]:  # noqa: ARG001
+    """Return the arguments that only name an object, or one version of it."""
+    return {"Bucket": uri.bucket, "Key": uri.key} | (
+        {} if uri.version is None else {"VersionId": uri.version}
+    )
+
+
 def _directory(uri: URI, config: S3Config) -> dict[str, Any]:  # noqa: ARG001
     """Return the arguments that name the keys of a directory, up to the next slash."""
     prefix = {"Prefix": uri.key} if uri.key else {}
@@ -60,6 +88,8 @@ class Operation:
         method: HTTP's.
         arguments: what it is always told.
         about: what it is told of the address.
+        repeatable: whether it may be sent twice without a word, and means the same.
+        longest: seconds that its answer may take to end; None: as long as any.
     """
 
     name: str
@@ -67,6 +97,8 @@ class Operation:
     method: str = "GET"
     arguments: dict[str, Any] = field(default_factory=dict)
     about: Callable[[URI, S3Config], dict[str, Any]] = _object
+    repeatable: bool = True
+    longest: float | None = None
 
 
 GET_OBJECT = Operation("GetObject", "get_object")
@@ -75,6 +107,27 @@ LIST_PARTS = Operation(
     "GetObjectAttributes", "get_object_attributes", arguments={"ObjectAttributes": ["ETag", "ObjectParts"]}
 )
 LIST_OBJECTS = Operation("ListObjectsV2", "list_objects_v2", about=_directory)
+READS = (GET_OBJECT, HEAD_OBJECT, LIST_PARTS, LIST_OBJECTS)
+
+# A put that was refused only because it had succeeded before looks like one that came too late.
+PUT_OBJECT = Operation("PutObject", "put_object", "PUT", about=_new_object, repeatable=False)
+BEGIN = Operation(
+    "CreateMultipartUpload", "create_multipart_upload", "POST", about=_new_object, repeatable=False
+)
+PUT_PART = Operation("UploadPart", "upload_part", "PUT", about=_new_object)
+# "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API reference);
+# white space comes meanwhile.
+COMPLETE = Operation(
+    "CompleteMultipartUpload",
+    "complete_multipart_upload",
+    "POST",
+    about=_new_object,
+    repeatable=False,
+    longest=900.0,
+)
+ABORT = Operation("AbortMultipartUpload", "abort_multipart_upload", "DELETE", about=_key)
+DELETE_OBJECT = Operation("DeleteObject", "delete_object", "DELETE", about=_key)
+WRITES = (PUT_OBJECT, BEGIN, PUT_PART, COMPLETE, ABORT, DELETE_OBJECT)
 
 
 @dataclass(repr=False)
@@ -90,6 +143,10 @@ class Exchange:
     """Headers that S3 does not want signed: the range, the version."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """What the operation is told besides the address."""
+    body: Sequence[memoryview] = ()
+    """What is sent besides the head, where botocore is not given it."""
+    sent: Callable[[int], object] | None = None
+    """Told how many bytes of the body went out, as they go."""
     while_waiting: Callable[[], None] | None = None
     told: dict[str, Any] = field(default_factory=dict)
     """What botocore made of the answer, if it read it."""
@@ -99,9 +156,24 @@ class Exchange:
     secrets: tuple[str, ...] = ()
     """What was sent and must not be repeated, should the answer repeat it."""
 
-    def send(self, url: str, signed_headers: dict[str, str]) -> HTTPAnswer:
-        """Send it as botocore signed it, and what needs no signature."""
+    def send(self, url: str, signed_headers: dict[str, str], made: bytes | None = None) -> HTTPAnswer:
+        """Send it as botocore signed it, and what needs no signature.
+
+        Args:
+            url: where to.
+            signed_headers: as botocore made them.
+            made: the body, where botocore made that too.
+        """
         self.secrets = tuple(v for k, v in signed_headers.items() if k.lower() in _SECRET_HEADERS)
-        headers = Headers(signed_headers | self.conditions)
-        self.answer = self.line.request(url, headers, self.while_waiting, method=self.operation.method)
+        operation = self.operation
+        self.answer = self.line.request(
+            url,
+            Headers(signed_headers | self.conditions),
+            self.while_waiting,
+            method=operation.method,
+            body=[memoryview(made)] if made else self.body,
+            sent=self.sent,
+            repeatable=operation.repeatable,
+        )
+        self.answer.patience = operation.longest or self.answer.patience
         return self.answer

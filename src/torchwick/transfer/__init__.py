@@ -1,4 +1,4 @@
-"""Moves ranges into memory. Knows plans and buffers; never formats."""
+"""Moves ranges into memory, and memory into objects. Knows plans and buffers; never formats."""
 
 from torchwick.transfer.budget import Budget
 from torchwick.transfer.ceiling import Ceiling, ClosedError
@@ -12,6 +12,7 @@ from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.stream import read_stream
 from torchwick.transfer.supply import Gated, Listed, Supply
 from torchwick.transfer.tally import Tally
+from torchwick.transfer.uploads import Receipt, Upload, Uploads
 
 __all__ = [
     "NO_WITNESS",
@@ -26,10 +27,13 @@ __all__ = [
     "NoWitness",
     "Part",
     "RangeCache",
+    "Receipt",
     "Sums",
     "Supply",
     "Tally",
     "Transfer",
+    "Upload",
+    "Uploads",
     "Witness",
     "algorithm",
     "choose_part_size",

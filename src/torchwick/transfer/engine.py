@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import collections
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from torchwick.config import TransferConfig
 from torchwick.store import Store
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.pace import Pace, Reading, cores
+from torchwick.transfer.meter import Meter
+from torchwick.transfer.pace import Pace
 from torchwick.transfer.race import Racer, Starter
 from torchwick.transfer.reader import Reader
 from torchwick.transfer.supply import Supply
@@ -60,7 +60,7 @@ class Transfer:
         self._work = Work(supply, config, self._budget, self._starter.took)
         self._surplus: collections.deque[bool] = collections.deque()
         self._readers: list[Reader] = []
-        self._threads = Threads()
+        self._threads = Threads("read")
         self._most = 0
         self._cancelled = threading.Event()
 
@@ -91,7 +91,7 @@ class Transfer:
 
     def _watch(self) -> None:
         pace = Pace.of(self._config.connections, secure=self._store.secure)
-        meter = _Meter()
+        meter = Meter()
         running = self._start(pace.connections)
         while running and not self._cancelled.is_set():
             self._most = max(self._most, self._busy(running), 1)
@@ -148,32 +148,3 @@ def _after_a_tick(running: set[Future[None]]) -> set[Future[None]]:
     for future in done:
         future.result()
     return not_done
-
-
-class _Meter:
-    """Turns running totals into readings."""
-
-    def __init__(self) -> None:
-        self._began = self._wall = time.monotonic()
-        self._processor = time.process_time()
-        self._there = self._requests = self._throttled = 0
-
-    def read(self, readers: Iterable[Reader], *, starved: bool) -> Reading:
-        wall, processor = time.monotonic(), time.process_time()
-        there = requests = throttled = 0
-        for reader in readers:
-            there += reader.there
-            requests += reader.tally.requests
-            throttled += reader.throttled
-        seconds = max(wall - self._wall, 1e-6)  # the clock may stand still between two looks
-        reading = Reading(
-            rate=(there - self._there) / seconds,
-            busy=(processor - self._processor) / seconds / cores(),
-            at=wall - self._began,
-            requests=requests - self._requests,
-            throttled=throttled - self._throttled,
-            starved=starved,
-        )
-        self._wall, self._processor = wall, processor
-        self._there, self._requests, self._throttled = there, requests, throttled
-        return reading

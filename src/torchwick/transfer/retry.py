@@ -29,17 +29,19 @@ _WORTH_AN_ATTEMPT = 1 << 20  # bytes: what a connection brought before it broke,
 
 
 class Retry:
-    """Counts the failures of one read in a row and waits between them, longer each time.
+    """Counts the failures of one request in a row and waits between them, longer each time.
 
     Args:
-        uri: what is read, for the message.
-        start: where the read begins.
+        uri: what is read or written, for the message.
+        start: where that begins.
         most: failures in a row, without a byte in between, that are final.
         budget: what the load as a whole may spend.
+        done: what could not be done, for the message.
     """
 
-    def __init__(self, uri: URI, start: int, most: int, budget: Budget) -> None:
+    def __init__(self, uri: URI, start: int, most: int, budget: Budget, done: str = "read") -> None:
         self._uri = uri
+        self._done = done
         self._position = start
         self._most = most
         self._budget = budget
@@ -96,7 +98,7 @@ class Retry:
         times = "once" if self.failures == 1 else f"{self.failures} times"
         told = error if isinstance(error, StoreError) else StoreError("")
         return TransferError(
-            f"could not be read, tried {times}: {_describe(error)}",
+            f"could not be {self._done}, tried {times}: {_describe(error)}",
             uri=self._uri,
             hint=hint,
             range=(start, stop),
