@@ -664,7 +664,7 @@ def fill_in_memory(uri: str, **options: Any) -> None:
 @cause("A module that was being filled", torchwick.TransferError, "is partly filled", call=fill_in_memory)
 def partly_filled(world: World) -> None:
     def is_late(request: Request) -> bool:
-        return request.range is not None and 250_000 < request.range[0] < 340_000
+        return request.range is not None and 250_000 < request.range[0] < 330_000
 
     world.server.on(Cut(after=1000), where=is_late)
 
