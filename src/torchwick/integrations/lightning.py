@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import fsspec.core
 import fsspec.utils
 
@@ -152,7 +151,8 @@ class TorchwickCheckpointIO(CheckpointIO):
         """
         uri = _ours(path)
         if uri is not None and uri.scheme == "s3":
-            filesystem = S3FileSystem(s3=self._client.s3, transfer=self._client.transfer)
+            s3, transfer = self._client.s3 or S3Config(), self._client.transfer or TransferConfig()
+            filesystem = S3FileSystem(s3=s3, transfer=transfer)
             self._under_way.delete(uri, lambda: filesystem.rm_file(str(uri)))
         else:
             name = uri or os.fspath(path)
@@ -169,9 +169,7 @@ class TorchwickCheckpointIO(CheckpointIO):
     def _introduce(self) -> None:
         """Have Lightning take it, and Lightning's callbacks look into directories as it does."""
         introduce(type(self))
-        if register():
-            settings = {"s3": self._client.s3, "transfer": self._client.transfer}
-            fsspec.config.conf.setdefault(S3FileSystem.protocol, {}).update(settings)
+        S3FileSystem.defaults = self._client
 
     def _begin(self, checkpoint: object, uri: URI) -> Future[SaveReport]:
         """Begin a save in the background, under a name that is then taken."""

@@ -12,10 +12,12 @@ import io
 import posixpath
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, TypeVar
 
 import fsspec
 
+from torchwick.client import Client
 from torchwick.config import PutOptions, S3Config, TransferConfig
 from torchwick.errors import ObjectNotFoundError, StoreError, URIError
 from torchwick.files import open_file
@@ -36,8 +38,8 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
     """Objects in S3 as files. A directory is there where a key begins with its name and a slash.
 
     Args:
-        s3: who asks and which S3; by default all of it is found as boto3 finds it.
-        transfer: how fast and with how much memory; by default it adapts.
+        s3: who asks and which S3; by default that of `defaults`.
+        transfer: how fast and with how much memory; by default that of `defaults`.
 
     Example:
         >>> S3FileSystem()._strip_protocol("s3://models/run/last.ckpt")
@@ -46,13 +48,14 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     coming: ClassVar[set[URI]] = set()
     """Objects that this process is writing: `exists` counts them in, so that no name is given away twice."""
+    defaults: ClassVar[Client] = Client()
+    """The settings of all that were given none, whenever they were made: libraries give none."""
     protocol: ClassVar[str] = "s3"
     cachable = False  # it holds nothing, and its settings do not show all that tells them apart
 
     def __init__(self, *, s3: S3Config | None = None, transfer: TransferConfig | None = None) -> None:
         super().__init__()
-        self._s3 = s3 or S3Config()
-        self._transfer = transfer or TransferConfig()
+        self._given = Client(s3=s3, transfer=transfer)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """Return what lies directly in a directory, or the object of that name.
@@ -115,11 +118,12 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             StoreError: it cannot be told.
         """
         uri = self._uri(path)
-        modified = self._object(uri)["LastModified"]
-        if not isinstance(modified, datetime):
-            hint = "Look for a proxy on the way that leaves out headers."
-            raise StoreError("the store does not say when it was stored", uri=uri, hint=hint)
-        return modified
+        told = self._object(uri)["LastModified"]
+        try:
+            return parsedate_to_datetime(told or "")
+        except ValueError as error:
+            hint = "Look for a proxy on the way that rewrites headers."
+            raise StoreError("the store does not say when it was stored", uri=uri, hint=hint) from error
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         """Do nothing: a directory is there as soon as an object is in it."""
@@ -254,6 +258,14 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         return Uploads(self._store, self._transfer)
 
     @property
+    def _s3(self) -> S3Config:
+        return self._given.s3 or self.defaults.s3 or S3Config()
+
+    @property
+    def _transfer(self) -> TransferConfig:
+        return self._given.transfer or self.defaults.transfer or TransferConfig()
+
+    @property
     def _store(self) -> WritableStore:
         return open_writable(parse("s3://any/"), self._s3, self._transfer.timeout)
 
@@ -264,7 +276,7 @@ class _Writing(io.BytesIO):
     Left by an error in a ``with`` statement, they become none.
     """
 
-    def __init__(self, put: Callable[[memoryview], object], *, autocommit: bool) -> None:
+    def __init__(self, put: Callable[[bytes], object], *, autocommit: bool) -> None:
         super().__init__()
         self._put = put
         self._autocommit = autocommit
@@ -282,8 +294,7 @@ class _Writing(io.BytesIO):
     def commit(self) -> None:
         """Write the object."""
         try:
-            with self.getbuffer() as data:
-                self._put(data)
+            self._put(self.getvalue())
         finally:
             self.discard()
 
@@ -300,14 +311,7 @@ def _described(uri: URI, size: int | None, etag: str | None) -> dict[str, Any]:
     return {"name": name, "size": size, "type": "file", "ETag": etag}
 
 
-def register() -> bool:
-    """Have fsspec take it for ``s3://``, unless s3fs is installed or something else was registered.
-
-    Returns:
-        Whether fsspec takes it.
-    """
-    taken = fsspec.registry.get(S3FileSystem.protocol)
-    if taken is None and importlib.util.find_spec("s3fs") is None:
+def register() -> None:
+    """Have fsspec take it for ``s3://``, unless s3fs is installed or something else was registered."""
+    if S3FileSystem.protocol not in fsspec.registry and importlib.util.find_spec("s3fs") is None:
         fsspec.register_implementation(S3FileSystem.protocol, S3FileSystem, clobber=False)
-        return True
-    return taken is S3FileSystem

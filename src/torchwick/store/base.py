@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
 from torchwick.config import PutOptions
@@ -211,14 +210,14 @@ class Stored:
         version: its S3 version, or None in a bucket without versions.
         size: its bytes, or None where the answer does not say.
         checksum: its CRC64NVME as the server keeps it, or None where it keeps none.
-        modified: when it was stored, or None where the answer does not say.
+        modified: the server's ``Last-Modified``, or None where the answer does not say.
     """
 
     etag: str | None
     version: str | None = None
     size: int | None = None
     checksum: int | None = None
-    modified: datetime | None = None
+    modified: str | None = None
 
 
 @dataclass(frozen=True)
