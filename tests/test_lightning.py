@@ -629,29 +629,30 @@ print("s3" in fsspec.registry)
 
 
 def test_the_package_of_the_older_name(run: str) -> None:
-    script = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import pytorch_lightning, torch
-from torchwick.integrations.lightning import TorchwickCheckpointIO
+    import pytorch_lightning
 
-class Model(pytorch_lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 1)
-    def training_step(self, batch):
-        return self.layer(batch[0]).sum()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+    class Model(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
 
-data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 2)))
-for epochs in 1, 2:
-    last = pytorch_lightning.callbacks.ModelCheckpoint(sys.argv[1], save_last=True)
-    trainer = pytorch_lightning.Trainer(
-        accelerator="cpu", plugins=[TorchwickCheckpointIO()], callbacks=[last], max_epochs=epochs,
-        logger=False, enable_progress_bar=False, enable_model_summary=False,
-    )
-    trainer.fit(Model(), data, ckpt_path="last")
-    print(trainer.ckpt_path, trainer.global_step)
-"""
-    assert run_python(script, run) == f"None 4\n{run}last.ckpt 8\n"
+        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            loss: torch.Tensor = self.layer(batch[0]).sum()
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    plugins: list[Any] = [TorchwickCheckpointIO()]
+    for epochs, path in (1, None), (2, f"{run}last.ckpt"):
+        it = pytorch_lightning.Trainer(
+            accelerator="cpu",
+            plugins=plugins,
+            callbacks=[pytorch_lightning.callbacks.ModelCheckpoint(run, save_last=True)],
+            max_epochs=epochs,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        it.fit(Model(), data(), ckpt_path="last" if path else None)
+        assert (it.ckpt_path, it.global_step) == (path, 3 * epochs)
