@@ -19,6 +19,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchwick
@@ -563,8 +564,12 @@ class TestFileSystem:
         assert fs.cat(f"{run}large") == large
         with pytest.raises(torchwick.ObjectExistsError), fs.open(f"{run}new.yaml", "xb") as file:
             file.write(b"b")
-        with pytest.raises(ValueError, match="modes rb, wb and xb, not ab"):
-            fs.open(f"{run}new.yaml", "ab")
+        for name, content in ("new.yaml", b"a: 1\nb: 2\n"), ("newer.yaml", b"b: 2\n"):
+            with fs.open(f"{run}{name}", "a") as text:
+                text.write("b: 2\n")
+            assert fs.cat(f"{run}{name}") == content
+        with pytest.raises(ValueError, match=r"not r\+b"):
+            fs.open(f"{run}new.yaml", "r+b")
 
     def test_what_fails_is_not_written(self, fs: fsspec.AbstractFileSystem, run: str) -> None:
         def fail_after() -> None:
@@ -612,6 +617,11 @@ class TestFileSystem:
         fit(it, model)
         assert_same(read(s3_client, f"{run}last.ckpt")["state_dict"], model.state_dict(), storages=False)
         best.to_yaml()
+        logger = CSVLogger(run, "log")
+        logger.log_metrics({"loss": 2.5}, step=1)
+        logger.finalize("success")
+        assert fsspec.filesystem("s3").cat(f"{run}log/version_0/metrics.csv") == b"loss,step\r\n2.5,1\r\n"
+        assert CSVLogger(run, "log").version == 1
         with fsspec.open(f"{run}best_k_models.yaml", "r") as text:
             assert text.read().startswith(f"{run}epoch=1.ckpt: ")
 

@@ -21,6 +21,8 @@ from torchwick.integrations.s3_filesystem import S3FileSystem, register
 from torchwick.integrations.under_way import UnderWay
 from torchwick.loading.devices import MapLocation
 from torchwick.report import ProgressCallback, SaveReport
+from torchwick.store import open_writable
+from torchwick.transfer import Uploads
 from torchwick.uri import URI, parse
 
 __all__ = ["TorchwickCheckpointIO"]
@@ -151,9 +153,7 @@ class TorchwickCheckpointIO(CheckpointIO):
         """
         uri = _ours(path)
         if uri is not None and uri.scheme == "s3":
-            s3, transfer = self._client.s3 or S3Config(), self._client.transfer or TransferConfig()
-            filesystem = S3FileSystem(s3=s3, transfer=transfer)
-            self._under_way.delete(uri, lambda: filesystem.rm_file(str(uri)))
+            self._under_way.delete(uri, lambda: self._delete(uri))
         else:
             name = uri or os.fspath(path)
             self._under_way.delete(name, lambda: TorchCheckpointIO().remove_checkpoint(os.fspath(path)))
@@ -170,6 +170,12 @@ class TorchwickCheckpointIO(CheckpointIO):
         """Have Lightning take it, and Lightning's callbacks look into directories as it does."""
         introduce(type(self))
         S3FileSystem.defaults = self._client
+
+    def _delete(self, uri: URI) -> None:
+        config = self._client.transfer or TransferConfig()
+        store = open_writable(uri, self._client.s3 or S3Config(), config.timeout)
+        with Uploads(store, config, self._options) as uploads:
+            uploads.delete(uri)
 
     def _begin(self, checkpoint: object, uri: URI) -> Future[SaveReport]:
         """Begin a save in the background, under a name that is then taken."""

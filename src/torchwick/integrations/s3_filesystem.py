@@ -191,10 +191,13 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         if mode == "rb":
             file = open_file(str(self._uri(path)), s3=self._s3, transfer=self._transfer)
             return io.BufferedReader(file, _BUFFER)
-        if mode not in ("wb", "xb"):
-            raise ValueError(f"objects are opened with the modes rb, wb and xb, not {mode}")
-        how = "overwrite" if mode == "wb" else "create"
-        return _Writing(lambda data: self.pipe_file(path, data, how), autocommit=autocommit)
+        if mode not in ("wb", "xb", "ab"):
+            raise ValueError(f"objects are opened with the modes rb, wb, xb and ab, not {mode}")
+        how = "create" if mode == "xb" else "overwrite"
+        writing = _Writing(lambda data: self.pipe_file(path, data, how), autocommit=autocommit)
+        if mode == "ab" and self.isfile(path):
+            writing.write(self.cat_file(path))  # S3 appends nothing: all of it is written anew
+        return writing
 
     def _type(self, path: str) -> str | None:
         if self._uri(path) in self.coming:
