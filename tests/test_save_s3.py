@@ -386,8 +386,8 @@ def test_ctrl_c_while_its_result_is_awaited(folder: str, s3_client: Any) -> None
             release.wait(0.5)
 
     future = torchwick.save_async(mixed(), f"{folder}new.pt", progress=hold)
+    awaited.set()
     with pytest.raises(KeyboardInterrupt):
-        awaited.set()
         future.result()
     release.set()
     with pytest.raises(CancelledError):
