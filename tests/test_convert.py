@@ -540,7 +540,6 @@ def test_a_written_file_is_like_any_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ("s3://models/new.safetensors", "local path, and upload"),
         ("https://host/new.safetensors", "not written to"),
         ("new.pt", "in a slash for a directory"),
     ],
@@ -553,7 +552,7 @@ def test_places_that_are_none(place: str, says: str, tmp_path: Path) -> None:
 def test_progress(tmp_path: Path) -> None:
     told: list[Progress] = []
     convert(saved(tmp_path / "old.pt", _LAYERS), tmp_path / "new.safetensors", progress=told.append)
-    assert told[-1].done == told[-1].total == 8000
+    assert told[-1].done == told[-1].total == (tmp_path / "new.safetensors").stat().st_size
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:

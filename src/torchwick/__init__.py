@@ -1,4 +1,4 @@
-"""Load PyTorch models straight from S3: parallel, one copy in memory, safe by default.
+"""Load PyTorch models straight from S3, and save them to it: parallel, one copy in memory, safe by default.
 
 >>> import torchwick
 >>> torchwick.load("s3://models/resnet.pt")  # doctest: +SKIP
@@ -6,8 +6,9 @@
 
 from torchwick.checkpoint import Checkpoint, TensorInfo, TensorSlice, open
 from torchwick.client import Client
-from torchwick.config import S3Config, TransferConfig
+from torchwick.config import PutOptions, S3Config, TransferConfig
 from torchwick.diagnosis import Check, Diagnosis, doctor
+from torchwick.drop_in import load_file, save_file
 from torchwick.errors import (
     AccessDeniedError,
     CredentialsError,
@@ -17,6 +18,7 @@ from torchwick.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StateDictError,
     StoreError,
     TensorNotFoundError,
     TorchwickError,
@@ -25,8 +27,9 @@ from torchwick.errors import (
     URIError,
 )
 from torchwick.files import File, open_file
-from torchwick.loading import load
-from torchwick.report import LoadReport, Progress
+from torchwick.loading import load, load_model
+from torchwick.report import LoadReport, LoadResult, Progress, SavedFile, SaveReport
+from torchwick.saving import save, save_async, save_model
 
 __version__ = "0.1.0"
 
@@ -41,12 +44,17 @@ __all__ = [
     "FormatError",
     "IntegrityError",
     "LoadReport",
+    "LoadResult",
     "MemoryLimitError",
     "ObjectChangedError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "Progress",
+    "PutOptions",
     "S3Config",
+    "SaveReport",
+    "SavedFile",
+    "StateDictError",
     "StoreError",
     "TensorInfo",
     "TensorNotFoundError",
@@ -58,6 +66,12 @@ __all__ = [
     "UnsafePickleError",
     "doctor",
     "load",
+    "load_file",
+    "load_model",
     "open",
     "open_file",
+    "save",
+    "save_async",
+    "save_file",
+    "save_model",
 ]

@@ -1,6 +1,8 @@
-"""Writes checkpoints: from what a catalog describes to files that appear whole, or not at all."""
+"""Writes checkpoints: from a catalog, or from an object, to files that appear whole, or not at all."""
 
+from torchwick.saving.background import save_async
 from torchwick.saving.conversion import Conversion, WrittenFile
 from torchwick.saving.convert import convert
+from torchwick.saving.save import save, save_model
 
-__all__ = ["Conversion", "WrittenFile", "convert"]
+__all__ = ["Conversion", "WrittenFile", "convert", "save", "save_async", "save_model"]

@@ -1,24 +1,32 @@
-"""The bytes of a tensor as a file has them: one element behind the other, of another dtype if need be."""
+"""The bytes of a tensor as a file has them: from its own memory where they lie so, else from copies.
+
+A sink may hold on to what it is given until that is sent, and bounds how much that is. So every stretch keeps
+alive what it is a view of, and copies are made slice by slice, each when the one before it was taken.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterator
 
 import torch
 
-from torchwick.checkpoint.buffers import writable_bytes
-
-__all__ = ["elements"]
+__all__ = ["elements", "snapshot"]
 
 _SLICE = 16 << 20
-"""Bytes of the copy that a cast or a strided tensor takes: large enough for the calls not to count."""
+"""Bytes of one stretch: large enough for the calls not to count, and about a part of an upload."""
+_MAPPED = 1 << 20  # bytes of memory for which the system is asked
 
 
 def elements(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    r"""Yield a tensor's elements as bytes, the last dimension innermost, each stretch valid until the next.
+    r"""Yield a tensor's elements as bytes, the last dimension innermost.
+
+    They are the tensor's own memory where it holds them so, which then has to stay as it is, and otherwise
+    copies: of what is on another device, strided, conjugated or cast.
 
     Args:
-        tensor: on the CPU, of any strides; not changed.
+        tensor: on any device, of any strides; not changed.
         dtype: what its elements are cast to.
 
     Example:
@@ -26,10 +34,48 @@ def elements(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
         >>> [bytes(part) for part in elements(matrix.t(), torch.uint8)]
         [b'\x01\x03\x02\x04']
     """
-    width = max(tensor.dtype.itemsize, dtype.itemsize)
-    for part in _slices(tensor, _SLICE // width):
-        plain = part.detach().to(dtype).resolve_conj().resolve_neg().contiguous()
-        yield writable_bytes(plain)
+    if not _lies_so(tensor, dtype):
+        yield from snapshot(tensor, dtype)
+        return
+    for part in _slices(tensor.detach(), _SLICE // dtype.itemsize):
+        yield _bytes(part)
+
+
+def snapshot(tensor: torch.Tensor, dtype: torch.dtype, most: int = _SLICE) -> Iterator[memoryview]:
+    """Yield the same as `elements`, all of it copied.
+
+    Args:
+        tensor: on any device, of any strides; not changed.
+        dtype: what its elements are cast to.
+        most: bytes of one copy; one element at least.
+    """
+    for part in _slices(tensor.detach(), max(1, most // max(tensor.dtype.itemsize, dtype.itemsize))):
+        yield _copied(part, dtype)
+
+
+def _copied(part: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    size = part.numel() * dtype.itemsize
+    # Not from the heap: in one that is cut to pieces meanwhile, no slice would fit where the last one was.
+    memory = mmap.mmap(-1, size) if size >= _MAPPED else bytearray(size)
+    torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(part.shape).copy_(part)
+    return memoryview(memory).toreadonly()
+
+
+def _lies_so(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == dtype
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous CPU tensor, shared, not copied; they keep the tensor alive."""
+    size = tensor.numel() * tensor.element_size()
+    exporter = (ctypes.c_ubyte * size).from_address(tensor.data_ptr())
+    exporter.owner = tensor  # type: ignore[attr-defined]
+    return memoryview(exporter).cast("B").toreadonly()
 
 
 def _slices(tensor: torch.Tensor, most: int) -> Iterator[torch.Tensor]:

@@ -15,85 +15,15 @@ from itertools import groupby
 
 from torchwick.checkpoint.layout import groups
 from torchwick.errors import FormatError
-from torchwick.formats.catalog import Catalog, TensorEntry
-from torchwick.formats.dtypes import DTYPES, SAFETENSORS_BITS, of_torch
+from torchwick.formats.catalog import TensorEntry
+from torchwick.formats.dtypes import DTYPES, FLOATS, SAFETENSORS_BITS
 from torchwick.formats.safetensors import header
-from torchwick.saving.destination import shard_names
+from torchwick.saving.destination import INDEX, shard_names
+from torchwick.saving.files import File, PlainFile, TensorFile
 
-__all__ = ["Plan", "PlannedFile", "lots", "parse_dtype", "plan", "renamed", "untied", "with_ties"]
+__all__ = ["Plan", "lots", "plan", "untied"]
 
-_FLOATS = tuple(
-    name
-    for name, dtype in DTYPES.items()
-    if dtype.torch.startswith(("float", "bfloat")) and dtype.bits >= 8  # smaller ones torch does not convert
-)
-_SHORT = {"fp16": "F16", "fp32": "F32", "fp64": "F64"}
 _FORMAT = {"format": "pt"}  # which transformers insists on
-_OF_INDEXES = ("total_size", "total_parameters")
-
-
-def parse_dtype(given: object) -> str:
-    """Return safetensors' name for a floating-point dtype, given by that, by torch's or a usual short one.
-
-    Raises:
-        ValueError: it is none.
-
-    Example:
-        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("float8_e4m3fn")
-        ('BF16', 'F16', 'F8_E4M3')
-    """
-    text = str(given).strip().lower().removeprefix("torch.")
-    known = of_torch(text)
-    name = known.name if known else _SHORT.get(text, text.upper())
-    if name not in _FLOATS:
-        choice = ", ".join(DTYPES[name].torch for name in _FLOATS)
-        raise ValueError(f"{given!r} is no floating-point dtype to cast to: choose one of {choice}")
-    return name
-
-
-def with_ties(catalog: Catalog) -> Catalog:
-    """Return the catalog with an entry for each name that its metadata tell is another name of a tensor.
-
-    So `safetensors.torch.save_model` notes it: ``{"lm_head.weight": "embed.weight"}``.
-    """
-    entries = catalog.entries
-    told = {
-        other: entries[name]
-        for other, name in catalog.metadata.items()
-        if name in entries and other not in entries and other not in _FORMAT
-    }
-    metadata = {
-        key: text for key, text in catalog.metadata.items() if key not in told and key not in _OF_INDEXES
-    }
-    return replace(catalog, entries=entries | told, metadata=metadata)
-
-
-def renamed(entries: Mapping[str, TensorEntry], prefixes: Mapping[str, str]) -> dict[str, TensorEntry]:
-    """Return entries by names whose beginnings are replaced; the longest prefix that fits counts.
-
-    Raises:
-        ValueError: two names come out alike, or a prefix fits none.
-
-    Example:
-        >>> list(renamed({"model.w": None, "b": None}, {"model.": ""}))
-        ['w', 'b']
-    """
-    ordered = sorted(prefixes, key=len, reverse=True)
-    used: set[str] = set()
-    found: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        prefix = next((prefix for prefix in ordered if name.startswith(prefix)), None)
-        new = name
-        if prefix is not None:
-            used.add(prefix)
-            new = prefixes[prefix] + name.removeprefix(prefix)
-        if new in found:
-            raise ValueError(f"rename gives two tensors the name {new[:200]!r}")
-        found[new] = entry
-    unused = [prefix for prefix in prefixes if prefix not in used]
-    if unused:
-        raise ValueError(f"rename: no tensor's name begins with {unused[0][:200]!r}")
-    return found
 
 
 def untied(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -112,45 +42,28 @@ def untied(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], 
 
 
 @dataclass(frozen=True)
-class PlannedFile:
-    """A file of tensors: its name, what stands before them, and how many bytes and which they are."""
-
-    name: str
-    header: bytes
-    data: int
-    names: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return len(self.header) + self.data
-
-
-@dataclass(frozen=True)
 class Plan:
     """All that is to be written.
 
     Attributes:
         dtypes: of each tensor, as it is written, in the order in which it is written.
         casts: how many tensors have another dtype in the source, by that one.
-        files: with tensors, in order.
-        index: bytes of the index; empty where there is one file.
+        shards: the files with tensors, in order.
     """
 
     dtypes: dict[str, str]
     casts: dict[str, int]
-    files: tuple[PlannedFile, ...]
-    index: bytes
+    shards: tuple[TensorFile, ...]
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files) + len(self.index)
+    def files(self) -> tuple[File, ...]:
+        """All files, the index last; one file alone has none."""
+        return (*self.shards, PlainFile(INDEX, _index(self.shards))) if len(self.shards) > 1 else self.shards
 
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all elements."""
-        return sum(file.data for file in self.files)
+        return sum(file.data for file in self.shards)
 
 
 def lots(
@@ -189,7 +102,7 @@ def _in_order(entries: Mapping[str, TensorEntry], order: Sequence[str]) -> dict[
 
 
 def _cast(dtype: str, to: str | None) -> str:
-    return to if to is not None and dtype in _FLOATS else dtype
+    return to if to is not None and dtype in FLOATS else dtype
 
 
 def plan(
@@ -201,34 +114,35 @@ def plan(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
     uri: object,
+    generation: str = "",
 ) -> Plan:
-    """Lay files out.
+    """Lay files out: tensors fill one after the other, and in each those of wide elements come first.
 
     Args:
-        entries: the tensors, in the order in which they are written.
+        entries: the tensors, in the order in which they fill files.
         dtype: what floating-point tensors are cast to, or None.
         file: the name of the one file; None: the names Hugging Face gives, with an index if they are several.
         most: bytes of the tensors of one file, unless it is of one tensor; None: all are in one.
         metadata: goes into each file, beside its format.
         ties: other names; each goes into the file of the tensor it stands for.
         uri: the destination, for messages.
+        generation: makes the names of shards others than those that are there already.
 
     Raises:
         FormatError: safetensors has no way to say it.
     """
     written = {name: replace(entry, dtype=_cast(entry.dtype, dtype)) for name, entry in entries.items()}
     shards = _shards(written, most)
-    names = [file] if file is not None else shard_names(len(shards))
+    names = [file] if file is not None else shard_names(len(shards), generation)
     files = [
         _file(name, {tensor: written[tensor] for tensor in shard}, metadata, ties, uri)
         for name, shard in zip(names, shards, strict=True)
     ]
     changed = (entries[name].dtype for name, entry in written.items() if entry.dtype != entries[name].dtype)
     return Plan(
-        {name: entry.dtype for name, entry in written.items()},
+        {name: written[name].dtype for file in files for name in file.names},
         dict(Counter(changed)),
         tuple(files),
-        _index(files) if len(files) > 1 else b"",
     )
 
 
@@ -250,15 +164,16 @@ def _file(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
     uri: object,
-) -> PlannedFile:
+) -> TensorFile:
+    entries = dict(sorted(entries.items(), key=lambda item: -DTYPES[item[1].dtype].bits))
     told = {other: kept for other, kept in ties.items() if kept in entries}
     said = header(
         {key: (e.dtype, e.shape) for key, e in entries.items()}, _FORMAT | told | dict(metadata), uri
     )
-    return PlannedFile(name, said, sum(entry.nbytes for entry in entries.values()), tuple(entries))
+    return TensorFile(name, said, sum(entry.nbytes for entry in entries.values()), tuple(entries))
 
 
-def _index(files: Sequence[PlannedFile]) -> bytes:
+def _index(files: Sequence[TensorFile]) -> bytes:
     """Return the index, letter for letter as transformers writes it."""
     index = {
         "metadata": {"total_size": sum(file.data for file in files)},
