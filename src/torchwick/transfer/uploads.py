@@ -186,7 +186,7 @@ class Uploads:
         self._look(now=True)
 
     def complete(self) -> list[Receipt]:
-        """Let every object appear, in the order in which they were begun.
+        """Let every object appear, in the order in which they were begun. Nothing can be begun after that.
 
         Raises:
             ValueError: of one of them not all was written.
@@ -197,10 +197,12 @@ class Uploads:
         for upload in self._uploads:
             upload.check()
         self.wait()
+        self._outbox.close()  # whose senders leave their lines to what follows
+        self._threads.join()
         for upload in self._uploads:
             if upload.receipt is None:
                 upload.receipt = self._complete(upload)
-        self._look(now=True)
+                self._look(now=True)
         return [upload.receipt for upload in self._uploads if upload.receipt is not None]
 
     def delete(self, uri: URI) -> None:
