@@ -12,8 +12,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import http.client
 import logging
+import socket
+import ssl
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,10 @@ _CRC64NVME = "crc64nvme"
 _REMAINS = (
     "An incomplete upload remains there, and is billed for: abort it (`aws s3api abort-multipart-upload "
     "--upload-id {id}`), or let the bucket's lifecycle rule AbortIncompleteMultipartUpload do so"
+)
+_MAY_HAVE_BEGUN = (
+    "an upload may have been begun, and the answer with its name was lost: the bucket's lifecycle rule "
+    "AbortIncompleteMultipartUpload clears it"
 )
 _IS_THERE = "the answer that it was written did not come, but it is there"
 _MAY_BE_THERE = "the answer that it was written did not come, and it may be there"
@@ -476,12 +481,13 @@ def _check(uri: URI, size: int) -> None:
 
 
 def _begun(writer: Writer, uri: URI) -> Multipart:
-    """Begin an upload, and leave word where nobody knows whether one was begun."""
+    """Begin an upload, and leave word where nobody knows whether one was begun: its name is in the answer."""
     try:
         return writer.begin(uri)
-    except (OSError, http.client.HTTPException) as error:
-        if not isinstance(error, StoreError):
-            _log.warning("%s: an upload may have been begun there, and its answer was lost", uri)
+    except (StoreError, ConnectionRefusedError, socket.gaierror, ssl.SSLError):
+        raise
+    except BaseException:
+        _log.warning("%s: %s", uri, _MAY_HAVE_BEGUN)
         raise
 
 
