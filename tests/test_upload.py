@@ -237,7 +237,7 @@ def test_memory_that_is_held_is_bounded(uploads: Callable[..., Uploads], bucket:
         upload = group.begin(parse(f"s3://{bucket}/model"), 60 * MIB, overwrite=False)
         for written in range(12):
             upload.write(bytes(5 * MIB))
-            assert sum(sender.there for sender in group._senders) >= (written - 2) * 5 * MIB
+            assert sum(sender.there for sender in group._crew._senders) >= (written - 2) * 5 * MIB
         upload.end()
         group.wait()
         group.complete()
