@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a load, one function each: it arranges the cause, and says what to load.
+"""Everything that can go wrong with a load or a save, one function each: it arranges the cause.
 
 `test_causes.py` brings each about, and holds what comes of it against what is written here; the page "When it
 fails" shows the messages.
@@ -116,10 +116,11 @@ class Cause:
         title: what it is, as the page says it.
         kind: the error that comes of it.
         arrange: brings it about.
-        uri: what is loaded then.
+        uri: what is loaded, or saved, then.
         says: words of the message.
         asked_as: whether the message has to name who asks.
-        options: arguments of `torchwick.load`.
+        options: further arguments of the call.
+        call: what is called with the URI.
     """
 
     title: str
@@ -129,6 +130,7 @@ class Cause:
     says: str
     asked_as: bool
     options: dict[str, Any] = field(default_factory=dict)
+    call: Callable[..., object] = torchwick.load
 
 
 CAUSES: list[Cause] = []
@@ -141,12 +143,13 @@ def cause(
     *,
     uri: str = URI,
     asked_as: bool = False,
+    call: Callable[..., object] = torchwick.load,
     **options: Any,
 ) -> Callable[[Callable[[World], str | None]], Callable[[World], str | None]]:
     """Register the decorated function; where it returns a URI, that one is loaded."""
 
     def register(arrange: Callable[[World], str | None]) -> Callable[[World], str | None]:
-        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, options))
+        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, options, call))
         return arrange
 
     return register
@@ -671,3 +674,69 @@ def program(world: World) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
     world.stores(file.getvalue())
+
+
+# -- saving ------------------------------------------------------------------------------------------------
+
+
+def save_state(uri: str, **options: Any) -> object:
+    """Save the model."""
+    return torchwick.save(STATE, uri, **options)
+
+
+def save_tied(uri: str, **options: Any) -> object:
+    """Save two names of one weight."""
+    return torchwick.save({"head.weight": STATE["weight"], "embed.weight": STATE["weight"]}, uri, **options)
+
+
+def save_meta(uri: str, **options: Any) -> object:
+    """Save a tensor without values."""
+    return torchwick.save({"weight": torch.empty(3, device="meta")}, uri, **options)
+
+
+def save_complex(uri: str, **options: Any) -> object:
+    """Save a dtype that safetensors has not."""
+    return torchwick.save({"wave": torch.ones(3, dtype=torch.complex128)}, uri, **options)
+
+
+def save_sparse(uri: str, **options: Any) -> object:
+    """Save a sparse tensor."""
+    return torchwick.save({"adjacency": torch.eye(3).to_sparse()}, uri, **options)
+
+
+_NEW = "s3://models/new.safetensors"
+
+
+@cause("Tied weights into safetensors", torchwick.FormatError, "save_model", call=save_tied, uri=_NEW)
+@cause("A tensor without values", torchwick.FormatError, "meta device", call=save_meta, uri=_NEW)
+@cause("A dtype that safetensors has not", torchwick.FormatError, "complex128", call=save_complex, uri=_NEW)
+@cause("A sparse tensor into safetensors", torchwick.FormatError, "sparse", call=save_sparse, uri=_NEW)
+@cause("Saving to the web", torchwick.URIError, "not written to", call=save_state, uri="https://host/new.pt")
+@cause("Saving a version", torchwick.URIError, "Leave out", call=save_state, uri=f"{URI}?versionId=3")
+def nothing_to_arrange(_: World) -> None:
+    """The object, or the address, is enough."""
+
+
+@cause(
+    "Saving where something is", torchwick.ObjectExistsError, "it exists", call=save_state, overwrite=False
+)
+def there_is_one(_: World) -> None:
+    """The model is there already."""
+
+
+@cause(
+    "A model of one file beside an index",
+    torchwick.ObjectExistsError,
+    "delete_replaced=True",
+    call=save_state,
+    uri="s3://lab/run/",
+    max_shard_size=1000,
+)
+def stale(world: World) -> None:
+    index = {"weight_map": {"weight": "model-00001-of-00002.safetensors"}}
+    world.server.put("lab/run/model.safetensors.index.json", json.dumps(index).encode())
+
+
+@cause("Writing is not allowed", torchwick.AccessDeniedError, "not allowed", call=save_state, asked_as=True)
+def may_not_write(world: World) -> None:
+    world.answers(403, "AccessDenied", "Access Denied")
