@@ -87,8 +87,8 @@ class SavedFile:
     Attributes:
         uri: where it is, as text without secrets.
         size: its bytes.
-        tensors: how many are in it; in torch's zip format, how many storages. 0 for an index, and for what was
-            uploaded as it is.
+        tensors: how many are in it; in torch's zip format, how many storages. 0 for an index, and for what
+            was uploaded as it is.
         etag: the store's tag of it, or None where it gives none.
         version: the S3 version that it became, or None in a bucket without versions.
     """
