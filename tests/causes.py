@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from faults import Request
     from faulty import FaultyServer
     from relay import Relay
     from torchwick.demo.server import SeaweedFS
@@ -650,6 +651,74 @@ def damaged_metadata(world: World) -> None:
 )
 def denied_directory(world: World) -> None:
     world.server.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET", path="lab")
+
+
+# -- a module that does not fit ----------------------------------------------------------------------------
+
+
+def fill_in_memory(uri: str, **options: Any) -> None:
+    model = torch.nn.ParameterDict({name: torch.zeros_like(tensor) for name, tensor in STATE.items()})
+    torchwick.load_model(model, uri, **options)
+
+
+@cause("A module that was being filled", torchwick.TransferError, "is partly filled", call=fill_in_memory)
+def partly_filled(world: World) -> None:
+    def is_late(request: Request) -> bool:
+        return request.range is not None and 250_000 < request.range[0] < 330_000
+
+    world.server.on(Cut(after=1000), where=is_late)
+
+
+def _classifier(classes: int = 10) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, classes))
+
+
+def fill_classifier(uri: str, **options: Any) -> None:
+    torchwick.load_model(_classifier(), uri, **options)
+
+
+def fill_on_meta(uri: str, **options: Any) -> None:
+    with torch.device("meta"):
+        model = _classifier()
+        model.register_buffer("frequencies", torch.ones(8), persistent=False)
+    torchwick.load_model(model, uri, **options)
+
+
+@cause(
+    "Names with a beginning more", torchwick.StateDictError, "rename=('module.', '')", call=fill_classifier
+)
+def other_names(world: World) -> None:
+    state = _classifier().state_dict()
+    world.stores(save_bytes({f"module.{name}": tensor for name, tensor in state.items()}))
+
+
+@cause(
+    "The checkpoint of a trainer", torchwick.StateDictError, "keys='state_dict.model.*'", call=fill_classifier
+)
+def trainer(world: World) -> None:
+    model = _classifier()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(16)).sum().backward()
+    optimizer.step()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    world.stores(save_bytes({"epoch": 3, "state_dict": state, "optimizer_states": [optimizer.state_dict()]}))
+
+
+@cause(
+    "A module of other sizes", torchwick.StateDictError, "[100, 32] in the checkpoint", call=fill_classifier
+)
+def other_sizes(world: World) -> None:
+    world.stores(save_bytes(_classifier(100).state_dict()))
+
+
+@cause("A module with more in it", torchwick.StateDictError, "2.weight", call=fill_classifier)
+def smaller(world: World) -> None:
+    world.stores(save_bytes(_classifier()[:1].state_dict()))  # type: ignore[index]
+
+
+@cause("A buffer that was never made", torchwick.StateDictError, "init_empty_weights", call=fill_on_meta)
+def stranded(world: World) -> None:
+    world.stores(save_bytes(_classifier().state_dict()))
 
 
 # -- safety ------------------------------------------------------------------------------------------------

@@ -731,6 +731,11 @@ class TestDirectories:
             self._list()
         assert caught.value.uri == "s3://models/llama/"
 
+    def test_a_folder_that_lies_elsewhere(self, sharded: FaultyServer) -> None:
+        sharded.on(_page("<CommonPrefixes><Prefix>other/old/</Prefix></CommonPrefixes>"))
+        with pytest.raises(StoreError, match="'other/old/', which is not in it"):
+            self._list()
+
     def test_a_store_that_knows_no_delimiter(self, sharded: FaultyServer) -> None:
         sharded.on(
             _page(_entry("llama/2.pt", "a") + _entry("llama/old/1.pt", "a") + _entry("llama/1.pt", "a"))

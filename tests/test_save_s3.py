@@ -382,14 +382,17 @@ def test_ctrl_c_while_it_copies(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_its_result_is_awaited(folder: str, s3_client: Any) -> None:
-    release = threading.Event()
+    awaited, release = threading.Event(), threading.Event()
 
     def hold(progress: Progress) -> None:
         if progress.done and not release.is_set():
+            awaited.wait()
+            time.sleep(0.2)  # until the caller waits in earnest
             os.kill(os.getpid(), signal.SIGINT)
             release.wait(0.5)
 
     future = torchwick.save_async(mixed(), f"{folder}new.pt", progress=hold)
+    awaited.set()
     with pytest.raises(KeyboardInterrupt):
         future.result()
     release.set()
