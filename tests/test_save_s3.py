@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -11,7 +12,9 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,14 +26,13 @@ import torchwick
 from checkpoints import ODD_CHECKPOINTS, SAFETENSORS
 from checkpoints.base import save_bytes
 from conftest import run_python
+from faults import S3Error
 from oracle import assert_same
 from test_save import Tied, assert_alike, metadata
 from torchwick import Progress, PutOptions, SaveReport, TransferConfig
 from torchwick.saving import convert
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from faulty import FaultyServer
     from torchwick.demo.server import SeaweedFS
 
@@ -153,7 +155,8 @@ def test_ties_and_options(folder: str, s3_client: Any, tmp_path: Path) -> None:
 def test_transformers_reads_shards(folder: str, s3_client: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        transformers = pytest.importorskip("transformers")
+        import transformers
+
         config = transformers.BertConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100
         )
@@ -241,6 +244,32 @@ def test_an_error_leaves_the_old_model_and_nothing_else(
     assert_alike(torchwick.load(f"{folder}m/"), _LAYERS)
 
 
+def test_a_part_that_fails_is_sent_again(faulty_s3: FaultyServer) -> None:
+    faulty_s3.on(S3Error(503, "SlowDown", "Slow down"), method="PUT", nth=1)
+    state = mixed(20)
+    report = torchwick.save(state, "s3://models/new.pt", transfer=TransferConfig(part_size=5 << 20))
+    assert report.retries == 1
+    assert report.verified == "crc64nvme"
+    assert_same(torchwick.load("s3://models/new.pt"), torch.load(io.BytesIO(save_bytes(state))))
+
+
+def test_whoever_may_only_write_is_warned(faulty_s3: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
+    faulty_s3.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET")
+    report = torchwick.save(_LAYERS, "s3://models/m/", max_shard_size=1200)
+    assert len(report.files) == 6
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("model.safetensors.index.json" in message for message in warned)
+
+
+def test_a_damaged_index_is_replaced_like_any_other(faulty_s3: FaultyServer) -> None:
+    faulty_s3.put("models/m/model.safetensors.index.json", b"{")
+    with pytest.raises(torchwick.ObjectExistsError):
+        torchwick.save(_LAYERS, "s3://models/m/")
+    report = torchwick.save(_LAYERS, "s3://models/m/", max_shard_size=1200, delete_replaced=True)
+    assert report.deleted == ()
+    assert_alike(torchwick.load("s3://models/m/model.safetensors.index.json"), _LAYERS)
+
+
 _KILLED = """
 import os, signal, sys, torch, torchwick
 state = {f"w{n}": torch.full((1 << 20,), 2.0) for n in range(30)}
@@ -323,12 +352,19 @@ def test_a_failure_ends_the_wait_for_memory(tmp_path: Path) -> None:
     def fail(_: Progress) -> None:
         raise RuntimeError("no more")
 
-    future = torchwick.save_async(
-        mixed(), tmp_path / "new.pt", progress=fail, transfer=TransferConfig(memory_limit="20MB")
-    )
-    with pytest.raises(RuntimeError, match="no more"):
-        future.result(timeout=30)
+    futures = [
+        torchwick.save_async(
+            mixed(), tmp_path / "new.pt", progress=fail, transfer=TransferConfig(memory_limit=limit)
+        )
+        for limit in ("20MB", "1GB")
+    ]
+    for future in futures:
+        with pytest.raises(RuntimeError, match="no more"):
+            future.result(timeout=30)
     assert list(tmp_path.iterdir()) == []
+    gc.collect()
+    views = [each for each in gc.get_objects() if type(each) is memoryview and each.nbytes > 1 << 20]
+    assert not views, "copies that nobody will write are kept"
 
 
 def test_ctrl_c_while_it_copies(tmp_path: Path) -> None:
@@ -346,14 +382,17 @@ def test_ctrl_c_while_it_copies(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_its_result_is_awaited(folder: str, s3_client: Any) -> None:
-    release = threading.Event()
+    awaited, release = threading.Event(), threading.Event()
 
     def hold(progress: Progress) -> None:
         if progress.done and not release.is_set():
+            awaited.wait()
+            time.sleep(0.2)  # until the caller waits in earnest
             os.kill(os.getpid(), signal.SIGINT)
             release.wait(0.5)
 
     future = torchwick.save_async(mixed(), f"{folder}new.pt", progress=hold)
+    awaited.set()
     with pytest.raises(KeyboardInterrupt):
         future.result()
     release.set()
@@ -392,6 +431,39 @@ def test_a_failure_nobody_asked_about_is_told_at_the_end() -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("torchwick: a save failed, and nobody asked: /sys/new.pt: ")
     assert "asked.pt" not in done.stderr
+
+
+def test_ctrl_c_at_the_end_of_the_program(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch, torchwick\n"
+        "state = {f'w{n}': torch.ones(1 << 20) for n in range(200)}\n"
+        "future = torchwick.save_async(state, sys.argv[1], progress=lambda _: time.sleep(0.3))\n"
+        "print('over', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "new.pt")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "over\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_itself_may_be_let_go(tmp_path: Path) -> None:
+    """Whoever saves in the background holds copies, and no tensor of the caller's."""
+    weight = torch.ones(1 << 20)
+    alive, going = weakref.ref(weight), threading.Event()
+    future = torchwick.save_async({"w": weight}, tmp_path / "new.pt", progress=lambda _: going.wait(10))
+    del weight
+    gc.collect()
+    assert alive() is None
+    going.set()
+    assert future.result(timeout=30).tensors == 1
 
 
 # -- convert -----------------------------------------------------------------------------------------------

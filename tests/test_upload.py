@@ -199,6 +199,36 @@ def test_a_folder_takes_back_what_had_appeared(aws_env: SeaweedFS, s3_client: An
     assert unfinished(s3_client, bucket) == []
 
 
+def test_progress_reaches_the_end(uploads: Callable[..., Uploads], shared_bucket: str) -> None:
+    told: list[int] = []
+    with uploads(on_progress=lambda done, connections: told.append(done)) as group:
+        for name, size in (("progress/a", 100), ("progress/b", 6 * MIB), ("progress/c", 50)):
+            upload = group.begin(parse(f"s3://{shared_bucket}/{name}"), size, overwrite=True)
+            upload.write(bytes(size))
+            upload.end()
+        group.complete()
+    assert told[-1] == 6 * MIB + 150
+
+
+def test_in_a_bucket_with_versions_nothing_of_a_failed_folder_stays(
+    aws_env: SeaweedFS, s3_client: Any, bucket: str
+) -> None:
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    folder = S3Folder(parse(f"s3://{bucket}/m/"), overwrite=False, transfer=SMALL_PARTS)
+    with pytest.raises(ObjectExistsError, match="m/c"), folder:
+        commit_three(folder, lambda: s3_client.put_object(Bucket=bucket, Key="m/c", Body=b"precious"))
+    listed = s3_client.list_object_versions(Bucket=bucket)
+    assert [version["Key"] for version in listed["Versions"]] == ["m/c"]
+    assert "DeleteMarkers" not in listed
+
+
+def test_the_version_is_told(uploads: Callable[..., Uploads], s3_client: Any, bucket: str) -> None:
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for size in (100, 6 * MIB):
+        receipt = send(uploads(), f"s3://{bucket}/model", [bytes(size)], size, overwrite=True)
+        assert receipt.version == s3_client.head_object(Bucket=bucket, Key="model")["VersionId"]
+
+
 def test_memory_that_is_held_is_bounded(uploads: Callable[..., Uploads], bucket: str) -> None:
     """The writer waits for the senders: no more than the limit and one part lie unsent."""
     told: list[int] = []
@@ -207,7 +237,7 @@ def test_memory_that_is_held_is_bounded(uploads: Callable[..., Uploads], bucket:
         upload = group.begin(parse(f"s3://{bucket}/model"), 60 * MIB, overwrite=False)
         for written in range(12):
             upload.write(bytes(5 * MIB))
-            assert sum(sender.there for sender in group._senders) >= (written - 2) * 5 * MIB
+            assert sum(sender.there for sender in group._crew._senders) >= (written - 2) * 5 * MIB
         upload.end()
         group.wait()
         group.complete()

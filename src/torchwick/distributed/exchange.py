@@ -90,6 +90,7 @@ class Plan:
         total = sum(group.nbytes for group in groups(catalog.entries, objects.names))
         size = unit_size(total, ranks, objects.config.memory_bytes())
         self.cut, of = fragments(catalog, (), size)
+        self.name_of = {key: fragment.name for key, fragment in of.items()}
         self.wanted = [group for group in groups(self.cut.entries, objects.names) if group.nbytes]
         self.shares = split(self.wanted, ranks)
         self.places = {
@@ -147,7 +148,8 @@ class Exchange:
         self._device = agreement.members.device
         self._uri = uri
         self._into = plan.into(self._rank)
-        self._ring = Ring(self._allocate)
+        largest = max((unit.nbytes for unit in plan.units), default=0)
+        self._ring = Ring(2 * _UNDER_WAY * largest, self._allocate)
         self._on_way = {
             key: (unit, start)
             for unit in plan.units
@@ -175,7 +177,7 @@ class Exchange:
             StoreError: the share cannot be read.
         """
         self._agreement.settle = self._settle
-        with torch.no_grad():
+        with torch.inference_mode():  # outside of which tensors that were made in it cannot be written
             for unit in self._plan.units:
                 if unit.owner == self._rank:
                     self._take(unit, arriving)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -27,6 +28,7 @@ from torchwick.transfer.checksum import Piece
 
 __all__ = ["GroupSelection"]
 
+_ANY = nullcontext()
 _AHEAD = 512 << 20  # bytes that are read ahead where no limit was given, as when one rank loads for itself
 
 
@@ -70,7 +72,14 @@ class GroupSelection(Selection):
         """Return the tensors, on the CPU."""
         return self.move(torch.device("cpu"), None, verify=verify, sha256=sha256)
 
-    def fill(self, targets: Mapping[str, torch.Tensor], *, verify: Verify, sha256: str | None) -> None:  # noqa: ARG002
+    def fill(
+        self,
+        targets: Mapping[str, torch.Tensor],
+        *,
+        verify: Verify,
+        sha256: str | None,  # noqa: ARG002 - no rank sees the bytes in their order: no one can ask for it
+        writing: AbstractContextManager[object] = _ANY,
+    ) -> None:
         """Have the group read the tensors into others, which are alike on every rank.
 
         Raises:
@@ -95,12 +104,14 @@ class GroupSelection(Selection):
             into=exchange.into,
             watches=_of_rank(members.rank, plan, watches),
             ahead=_AHEAD,
+            called=plan.name_of.__getitem__,
             on_progress=partial(self._go_on, exchange),
         )
         self._agreement.ready()
-        with stream:
-            exchange.run(iter(stream))
-        self._conclude(watches)
+        with writing:
+            with stream:
+                exchange.run(iter(stream))
+            self._conclude(watches)
         self._tell_of_total(self._total, 0)
 
     def _go_on(self, exchange: Exchange, done: int, connections: int) -> None:

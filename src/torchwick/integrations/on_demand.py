@@ -8,9 +8,9 @@ of memory; a tensor asked for is the one that was read, and no copy of it is kep
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import EllipsisType, TracebackType
 from typing import Any, Self
@@ -32,7 +32,6 @@ from torchwick.report import Progress, ProgressCallback
 __all__ = ["OnDemand", "StandIn", "asking_order"]
 
 _MOST_WAITING = 1 << 30  # bytes that were read and not asked for: they are read again if they are, after all
-_BETWEEN_CALLS = 0.1  # seconds
 
 
 def asking_order(name: str) -> list[tuple[int, int, str]]:
@@ -101,7 +100,8 @@ class OnDemand:
         self._catalog = catalog
         self._objects = objects
         self._reader = Reader(catalog, objects)
-        self._counter = _Counter(objects, catalog.entries, on_progress)
+        self._on_progress = on_progress
+        self._total = 0  # bytes that will have arrived at the end
         self._changing = threading.Lock()
         self._coming = set(catalog.entries)
         self._waiting = collections.OrderedDict[str, torch.Tensor]()
@@ -111,9 +111,18 @@ class OnDemand:
 
     def __enter__(self) -> Self:
         ordered = sorted(groups(self._catalog.entries, self._objects.names), key=_first_asked)
+        ranges = {name: wanted(name, ordered, self._objects) for name in self._objects.names}
         with ExitStack() as questions:
-            watches = _watches(ordered, self._objects, questions)
-            self._stream = Stream(ordered, self._catalog, self._objects, watches=watches)
+            watches = _watches(ranges, self._objects, questions)
+            besides = [range_ for watch in watches.values() for range_ in watch.besides]
+            self._total = sum(stop - start for start, stop in itertools.chain(besides, *ranges.values()))
+            self._stream = Stream(
+                ordered,
+                self._catalog,
+                self._objects,
+                watches=watches,
+                on_progress=self._tell,
+            )
         self._stream.__enter__()
         self._tensors = iter(self._stream)
         return self
@@ -171,6 +180,11 @@ class OnDemand:
             self._check()
             while self._advance():
                 pass
+        self._tell(self._total, 0)
+
+    def _tell(self, done: int, connections: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(Progress(str(self.uri), done, self._total, connections))
 
     def _check(self) -> None:
         if self._error is not None:
@@ -195,38 +209,19 @@ class OnDemand:
         self._held += tensor.nbytes
         while self._held > self._most and len(self._waiting) > 1:  # what no one asks for goes
             self._held -= self._waiting.popitem(last=False)[1].nbytes
-        self._counter.add(tensor.nbytes)
         return True
-
-
-class _Counter:
-    """Tells how far it has come."""
-
-    def __init__(
-        self, objects: Objects, entries: Mapping[str, TensorEntry], on_progress: ProgressCallback | None
-    ) -> None:
-        self._uri = str(objects.uri)
-        self._total = sum(entry.nbytes for entry in entries.values())
-        self._done = 0
-        self._told = 0.0
-        self._on_progress = on_progress
-
-    def add(self, size: int) -> None:
-        self._done += size
-        now = time.monotonic()
-        if self._on_progress and (self._done == self._total or now - self._told > _BETWEEN_CALLS):
-            self._told = now
-            self._on_progress(Progress(self._uri, self._done, self._total, 0))
 
 
 def _first_asked(group: Group) -> list[tuple[int, int, str]]:
     return min(map(asking_order, group.names))
 
 
-def _watches(ordered: list[Group], objects: Objects, questions: ExitStack) -> dict[str, Watch]:
+def _watches(
+    ranges: Mapping[str, Sequence[tuple[int, int]]], objects: Objects, questions: ExitStack
+) -> dict[str, Watch]:
     """Return who watches over each object; the store is asked for all the checksums at once."""
     sources = {name: Source(objects.store, objects[name], objects.config, None) for name in objects.names}
     for source in sources.values():
         asked = expecting(objects.store, source.info, source.config.timeout, verify="auto", sha256=None)
         source.expected = questions.enter_context(asked)
-    return {name: source.watch(wanted(name, ordered, objects)) for name, source in sources.items()}
+    return {name: source.watch(ranges[name]) for name, source in sources.items()}

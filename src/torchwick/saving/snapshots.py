@@ -5,6 +5,7 @@ What is copied and not yet taken counts against a bound; whoever copies waits fo
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -13,7 +14,7 @@ import torch
 
 from torchwick.saving.elements import snapshot
 from torchwick.saving.files import Content
-from torchwick.transfer import Ceiling
+from torchwick.transfer import Ceiling, ClosedError
 
 __all__ = ["Snapshots"]
 
@@ -49,12 +50,19 @@ class Snapshots:
             parts, left = snapshot(tensor, tensor.dtype, self._slice), tensor.nbytes
             while left:
                 room = min(self._slice, left)
-                self._ceiling.take(room)
+                self._take(room)
                 part = next(parts)
                 self._ceiling.give(room - len(part))
                 left -= len(part)
                 self._queue.put(part)
             self._queue.put(None)
+
+    def _take(self, room: int) -> None:
+        try:
+            self._ceiling.take(room)
+        except ClosedError:
+            self._drain()  # of what was put there while it was closed
+            raise
 
     def contents(self, count: int) -> Iterator[Content]:
         """Yield the bytes of so many tensors, as they are copied.
@@ -76,5 +84,11 @@ class Snapshots:
         self._queue.put(CancelledError())
 
     def close(self) -> None:
-        """Have whoever waits for room raise `ClosedError`; called from any thread."""
+        """Let go of all copies, and have whoever waits for room raise `ClosedError`; from any thread."""
         self._ceiling.close()
+        self._drain()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()

@@ -33,7 +33,7 @@ __all__ = ["Habits", "S3Writer"]
 
 _T = TypeVar("_T")
 
-_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
+_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch")
 _KNOWS_NOT = ("InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "400", "501")
 _ABSENT = ("404", "NoSuchKey", "NotFound")
 _GONE = ("404", "NoSuchUpload", "NoSuchKey", "NotFound")
@@ -172,7 +172,8 @@ class S3Writer(PooledConnection):
             raise
         whole = told.get("ChecksumType") != "COMPOSITE"
         kept = read(told.get("ChecksumCRC64NVME")) if whole else None
-        return Stored(told.get("ETag"), told.get("VersionId"), told.get("ContentLength"), kept)
+        size, modified = told.get("ContentLength"), told.get("LastModified")
+        return Stored(told.get("ETag"), told.get("VersionId"), size, kept, modified)
 
     def delete(self, uri: URI) -> None:
         """Delete an object; see `torchwick.store.base.Writer`."""
