@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODEL = save_bytes({"weight": torch.arange(1_000_000)})
 PATIENCE = 30.0  # seconds; the timeout that must not be what ends a load
-PROMPT = 3.0  # seconds; an interrupted process has to wake up and unwind on a busy machine
+PROMPT = 6.0  # seconds; an interrupted process has to wake up and unwind on a busy machine
 PARTS = TransferConfig(part_size=1 << 20, connections=4, timeout=PATIENCE)
 
 LOAD = f"""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
-PATIENCE = 10.0  # seconds that any refusal may take
+PATIENCE = 20.0  # seconds that any refusal may take, on a machine that does other things as well
 
 
 def tensors(seed: int = 0, count: int = 6) -> dict[str, torch.Tensor]:

@@ -493,14 +493,14 @@ class TestNetwork:
             started = time.monotonic()
             diagnosis = torchwick.doctor(URI, s3=s3, transfer=QUICK)
         assert _failed(diagnosis) in (["tcp"], ["http"])
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8
 
     def test_a_server_that_is_silent(self, stored: FaultyServer) -> None:
         stored.on(Stall(after=-1), method=None)
         started = time.monotonic()
         diagnosis = torchwick.doctor(URI, transfer=QUICK)
         assert _failed(diagnosis) == ["http"]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8
 
     def test_a_server_that_hangs_up(self, stored: FaultyServer) -> None:
         stored.on(Cut(after=0), path="models/new.pt")

@@ -176,7 +176,8 @@ def defer_zip(
     records = {name: r for name, r in layout.archive.records.items() if name.startswith("data/")}
     if not (_is_blind(facts) and _is_native(source, layout) and storages_agree(facts, records)):
         return None
-    if not to.is_meta and _places(source, facts, to, weights_only=weights_only) is None:
+    fetches = not (to.is_meta or is_faking())
+    if fetches and _places(source, facts, to, weights_only=weights_only) is None:
         return None
     checks = _header_checks(layout, records.values())
     known = [(check, source.cache.find(check.fill.start, check.fill.stop)) for check in checks]
