@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a load, one function each: it arranges the cause, and says what to load.
+"""Everything that can go wrong with a load or a save, one function each: it arranges the cause.
 
 `test_causes.py` brings each about, and holds what comes of it against what is written here; the page "When it
 fails" shows the messages.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from faults import Request
     from faulty import FaultyServer
     from relay import Relay
     from torchwick.demo.server import SeaweedFS
@@ -116,10 +117,11 @@ class Cause:
         title: what it is, as the page says it.
         kind: the error that comes of it.
         arrange: brings it about.
-        uri: what is loaded then.
+        uri: what is loaded, or saved, then.
         says: words of the message.
         asked_as: whether the message has to name who asks.
-        options: arguments of `torchwick.load`.
+        options: further arguments of the call.
+        call: what is called with the URI.
     """
 
     title: str
@@ -129,6 +131,7 @@ class Cause:
     says: str
     asked_as: bool
     options: dict[str, Any] = field(default_factory=dict)
+    call: Callable[..., object] = torchwick.load
 
 
 CAUSES: list[Cause] = []
@@ -141,12 +144,13 @@ def cause(
     *,
     uri: str = URI,
     asked_as: bool = False,
+    call: Callable[..., object] = torchwick.load,
     **options: Any,
 ) -> Callable[[Callable[[World], str | None]], Callable[[World], str | None]]:
     """Register the decorated function; where it returns a URI, that one is loaded."""
 
     def register(arrange: Callable[[World], str | None]) -> Callable[[World], str | None]:
-        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, options))
+        CAUSES.append(Cause(title, kind, arrange, uri, says, asked_as, options, call))
         return arrange
 
     return register
@@ -649,6 +653,74 @@ def denied_directory(world: World) -> None:
     world.server.on(S3Error(403, "AccessDenied", "Access Denied"), method="GET", path="lab")
 
 
+# -- a module that does not fit ----------------------------------------------------------------------------
+
+
+def fill_in_memory(uri: str, **options: Any) -> None:
+    model = torch.nn.ParameterDict({name: torch.zeros_like(tensor) for name, tensor in STATE.items()})
+    torchwick.load_model(model, uri, **options)
+
+
+@cause("A module that was being filled", torchwick.TransferError, "is partly filled", call=fill_in_memory)
+def partly_filled(world: World) -> None:
+    def is_late(request: Request) -> bool:
+        return request.range is not None and 250_000 < request.range[0] < 330_000
+
+    world.server.on(Cut(after=1000), where=is_late)
+
+
+def _classifier(classes: int = 10) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, classes))
+
+
+def fill_classifier(uri: str, **options: Any) -> None:
+    torchwick.load_model(_classifier(), uri, **options)
+
+
+def fill_on_meta(uri: str, **options: Any) -> None:
+    with torch.device("meta"):
+        model = _classifier()
+        model.register_buffer("frequencies", torch.ones(8), persistent=False)
+    torchwick.load_model(model, uri, **options)
+
+
+@cause(
+    "Names with a beginning more", torchwick.StateDictError, "rename=('module.', '')", call=fill_classifier
+)
+def other_names(world: World) -> None:
+    state = _classifier().state_dict()
+    world.stores(save_bytes({f"module.{name}": tensor for name, tensor in state.items()}))
+
+
+@cause(
+    "The checkpoint of a trainer", torchwick.StateDictError, "keys='state_dict.model.*'", call=fill_classifier
+)
+def trainer(world: World) -> None:
+    model = _classifier()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(16)).sum().backward()
+    optimizer.step()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    world.stores(save_bytes({"epoch": 3, "state_dict": state, "optimizer_states": [optimizer.state_dict()]}))
+
+
+@cause(
+    "A module of other sizes", torchwick.StateDictError, "[100, 32] in the checkpoint", call=fill_classifier
+)
+def other_sizes(world: World) -> None:
+    world.stores(save_bytes(_classifier(100).state_dict()))
+
+
+@cause("A module with more in it", torchwick.StateDictError, "2.weight", call=fill_classifier)
+def smaller(world: World) -> None:
+    world.stores(save_bytes(_classifier()[:1].state_dict()))  # type: ignore[index]
+
+
+@cause("A buffer that was never made", torchwick.StateDictError, "init_empty_weights", call=fill_on_meta)
+def stranded(world: World) -> None:
+    world.stores(save_bytes(_classifier().state_dict()))
+
+
 # -- safety ------------------------------------------------------------------------------------------------
 
 
@@ -671,3 +743,69 @@ def program(world: World) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
     world.stores(file.getvalue())
+
+
+# -- saving ------------------------------------------------------------------------------------------------
+
+
+def save_state(uri: str, **options: Any) -> object:
+    """Save the model."""
+    return torchwick.save(STATE, uri, **options)
+
+
+def save_tied(uri: str, **options: Any) -> object:
+    """Save two names of one weight."""
+    return torchwick.save({"head.weight": STATE["weight"], "embed.weight": STATE["weight"]}, uri, **options)
+
+
+def save_meta(uri: str, **options: Any) -> object:
+    """Save a tensor without values."""
+    return torchwick.save({"weight": torch.empty(3, device="meta")}, uri, **options)
+
+
+def save_complex(uri: str, **options: Any) -> object:
+    """Save a dtype that safetensors has not."""
+    return torchwick.save({"wave": torch.ones(3, dtype=torch.complex128)}, uri, **options)
+
+
+def save_sparse(uri: str, **options: Any) -> object:
+    """Save a sparse tensor."""
+    return torchwick.save({"adjacency": torch.eye(3).to_sparse()}, uri, **options)
+
+
+_NEW = "s3://models/new.safetensors"
+
+
+@cause("Tied weights into safetensors", torchwick.FormatError, "save_model", call=save_tied, uri=_NEW)
+@cause("A tensor without values", torchwick.FormatError, "meta device", call=save_meta, uri=_NEW)
+@cause("A dtype that safetensors has not", torchwick.FormatError, "complex128", call=save_complex, uri=_NEW)
+@cause("A sparse tensor into safetensors", torchwick.FormatError, "sparse", call=save_sparse, uri=_NEW)
+@cause("Saving to the web", torchwick.URIError, "not written to", call=save_state, uri="https://host/new.pt")
+@cause("Saving a version", torchwick.URIError, "Leave out", call=save_state, uri=f"{URI}?versionId=3")
+def nothing_to_arrange(_: World) -> None:
+    """The object, or the address, is enough."""
+
+
+@cause(
+    "Saving where something is", torchwick.ObjectExistsError, "it exists", call=save_state, overwrite=False
+)
+def there_is_one(_: World) -> None:
+    """The model is there already."""
+
+
+@cause(
+    "A model of one file beside an index",
+    torchwick.ObjectExistsError,
+    "delete_replaced=True",
+    call=save_state,
+    uri="s3://lab/run/",
+    max_shard_size=1000,
+)
+def stale(world: World) -> None:
+    index = {"weight_map": {"weight": "model-00001-of-00002.safetensors"}}
+    world.server.put("lab/run/model.safetensors.index.json", json.dumps(index).encode())
+
+
+@cause("Writing is not allowed", torchwick.AccessDeniedError, "not allowed", call=save_state, asked_as=True)
+def may_not_write(world: World) -> None:
+    world.answers(403, "AccessDenied", "Access Denied")

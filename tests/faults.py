@@ -309,6 +309,17 @@ class Unread:
             self.then.apply(request, reply)
 
 
+@dataclass(frozen=True)
+class Sip:
+    """Read a request's body in pieces of `size` bytes, `every` so many seconds."""
+
+    size: int
+    every: float
+
+    def apply(self, request: Request, reply: Reply) -> None:
+        """Leave the reply alone."""
+
+
 def _become(reply: Reply, status: int, headers: dict[str, str], body: bytes) -> None:
     reply.status, reply.headers, reply.body, reply.whole = status, headers, body, b""
     reply.length = "content-length"

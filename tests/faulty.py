@@ -30,7 +30,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
-from faults import Fault, Instead, Length, Reply, Request, S3Error, SlowDown, Unread
+from faults import Fault, Instead, Length, Reply, Request, S3Error, Sip, SlowDown, Unread
 from faulty_writes import Uploads
 from kept import KeptChecksum, keep
 from listed import page
@@ -177,6 +177,10 @@ class FaultyServer:
         with self._lock:
             self._rules.clear()
             self.requests.clear()
+
+    def buffer_little(self) -> None:
+        """Have the system take no more ahead of what is read than 64 KiB; for connections to come."""
+        self._http.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
 
     @property
     def open_connections(self) -> int:
@@ -456,10 +460,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.read(min(size, unread[0].after))
             self.close_connection = True
             return b""
-        body = self.rfile.read(size)
+        sips = [fault for fault in faults if isinstance(fault, Sip)]
+        body = self._sip(size, sips[0]) if sips else self.rfile.read(size)
         if len(body) < size:
             raise ConnectionResetError("the client went away")
         return body
+
+    def _sip(self, size: int, sip: Sip) -> bytes:
+        body = bytearray()
+        while len(body) < size and (piece := self.rfile.read(min(sip.size, size - len(body)))):
+            body += piece
+            self._server.stopping.wait(sip.every)
+        return bytes(body)
 
     def _send(self, reply: Reply) -> None:
         if reply.lost:

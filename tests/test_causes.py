@@ -105,7 +105,7 @@ def _bring_about(
         uri = each.arrange(world) or each.uri
         log = open_.enter_context(_everything_logged())
         with pytest.raises(torchwick.TorchwickError) as caught:
-            torchwick.load(uri, **({"transfer": QUICK} | each.options))
+            each.call(uri, **({"transfer": QUICK} | each.options))
         signed = (request.headers.get("authorization", "") for request in server.requests + secure.requests)
         signatures = frozenset(text.rpartition("Signature=")[2] for text in signed if "Signature=" in text)
         return Outcome(caught.value, uri, folder, "\n".join(log), signatures)

@@ -25,6 +25,9 @@ ERRORS: list[TorchwickError] = [
     errors.UnsafePickleError("it failed", refused=("os.system", "a.B"), **WHERE),
     errors.IntegrityError("it failed", algorithm="crc32", expected="1f", found="2f", **WHERE),
     errors.TensorNotFoundError("it failed", name="lm_head.weight", **WHERE),
+    errors.StateDictError(
+        "it failed", missing=("a",), unexpected=("b",), mismatched={"c": ((2, 3), ())}, **WHERE
+    ),
     errors.MemoryLimitError("it failed", needed=7, limit=5, **WHERE),
     errors.StoreError("it failed", **STORE),
     errors.BusyError("it failed", retry_after=1.5, **STORE),
@@ -102,6 +105,7 @@ def _facts(error: TorchwickError) -> dict[str, Any]:
         (errors.URIError, ValueError),
         (errors.FormatError, ValueError),
         (errors.UnsafePickleError, errors.FormatError),
+        (errors.StateDictError, RuntimeError),  # which is what load_state_dict raises
         (errors.MemoryLimitError, MemoryError),
         (errors.BusyError, errors.StoreError),
         (errors.CredentialsError, errors.StoreError),

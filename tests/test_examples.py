@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+import torchwick
 from checkpoints.base import save_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +44,21 @@ def test_it_loads(name: str, model: str) -> None:
     done = _run(name, model)
     assert done.returncode == 0, done.stderr
     assert "1 tensors" in done.stdout
+
+
+def test_it_saves_in_the_background(model: str) -> None:
+    directory = model.removesuffix("example.pt") + "background/"
+    done = _run("save_in_the_background.py", directory)
+    assert done.returncode == 0, done.stderr
+    assert f"{directory}step-30.pt: " in done.stdout
+
+
+def test_it_saves_shards(model: str) -> None:
+    directory = model.removesuffix("example.pt") + "shards/"
+    for _ in range(2):
+        done = _run("save_shards.py", directory)
+        assert done.returncode == 0, done.stderr
+    assert len(torchwick.load(directory)) == 16
 
 
 class TestLoadOrSayWhy:

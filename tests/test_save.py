@@ -194,7 +194,10 @@ def test_what_has_no_values(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_metadata_are_for_safetensors(tmp_path: Path) -> None:
+def test_metadata_are_texts_and_for_safetensors(tmp_path: Path) -> None:
+    numbers: Any = {"epoch": 3}
+    with pytest.raises(TypeError, match="the int 3"):
+        torchwick.save({"w": torch.ones(2)}, tmp_path / "new.safetensors", metadata=numbers)
     with pytest.raises(ValueError, match="safetensors"):
         torchwick.save({"w": torch.ones(2)}, tmp_path / "new.pt", metadata={"epoch": "3"})
     assert names(tmp_path) == []

@@ -199,6 +199,25 @@ def test_a_folder_takes_back_what_had_appeared(aws_env: SeaweedFS, s3_client: An
     assert unfinished(s3_client, bucket) == []
 
 
+def test_in_a_bucket_with_versions_nothing_of_a_failed_folder_stays(
+    aws_env: SeaweedFS, s3_client: Any, bucket: str
+) -> None:
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    folder = S3Folder(parse(f"s3://{bucket}/m/"), overwrite=False, transfer=SMALL_PARTS)
+    with pytest.raises(ObjectExistsError, match="m/c"), folder:
+        commit_three(folder, lambda: s3_client.put_object(Bucket=bucket, Key="m/c", Body=b"precious"))
+    listed = s3_client.list_object_versions(Bucket=bucket)
+    assert [version["Key"] for version in listed["Versions"]] == ["m/c"]
+    assert "DeleteMarkers" not in listed
+
+
+def test_the_version_is_told(uploads: Callable[..., Uploads], s3_client: Any, bucket: str) -> None:
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for size in (100, 6 * MIB):
+        receipt = send(uploads(), f"s3://{bucket}/model", [bytes(size)], size, overwrite=True)
+        assert receipt.version == s3_client.head_object(Bucket=bucket, Key="model")["VersionId"]
+
+
 def test_memory_that_is_held_is_bounded(uploads: Callable[..., Uploads], bucket: str) -> None:
     """The writer waits for the senders: no more than the limit and one part lie unsent."""
     told: list[int] = []

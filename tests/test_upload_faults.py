@@ -5,13 +5,26 @@ from __future__ import annotations
 import base64
 import logging
 import pickle
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conftest import random_bytes
-from faults import ErrorInSuccess, Instead, Lost, Prefix, S3Error, SetHeaders, SlowDown, Stall, Unread
+from faults import (
+    Answer,
+    ErrorInSuccess,
+    Instead,
+    Lost,
+    Prefix,
+    S3Error,
+    SetHeaders,
+    Sip,
+    SlowDown,
+    Stall,
+    Unread,
+)
 from torchwick import S3Config, TransferConfig
 from torchwick.config import PutOptions
 from torchwick.errors import (
@@ -138,6 +151,12 @@ class TestParts:
         assert (receipt.requests, receipt.checksum) == (5 + receipt.retries, "crc64nvme")
         assert faulty_s3.uploads.pending == {}
 
+    def test_a_success_before_all_was_sent_is_none(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.buffer_little()
+        faulty_s3.on(Unread(MIB, Answer(200, headers={"ETag": '"early"'})), nth=2, method="PUT")
+        upload()
+        assert faulty_s3.content(PATH) == CONTENT
+
     def test_one_that_always_fails_ends_the_upload(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Unread(MIB, "reset"), method="PUT", where=lambda r: "partNumber=2" in r.query)
         with pytest.raises(TransferError, match=f"{URI}: could not be written, tried 4 times") as caught:
@@ -180,6 +199,19 @@ class TestParts:
         receipt = upload(content, config=config)
         assert faulty_s3.content(PATH) == content
         assert receipt.size == len(content)
+
+    def test_a_line_that_is_slow_is_not_dead(self, faulty_s3: FaultyServer) -> None:
+        """Most of a part is in the kernel's buffer long before a slow line has taken it."""
+        faulty_s3.buffer_little()
+        faulty_s3.on(Sip(256 << 10, every=0.2), method="PUT", nth=1)
+        config = TransferConfig(part_size=5 * MIB, connections=1, timeout=0.5)
+        assert upload(CONTENT[: 6 * MIB], config=config).retries == 0
+
+    def test_a_line_that_takes_next_to_nothing_is_given_up(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.buffer_little()
+        faulty_s3.on(Sip(64, every=0.2), method="PUT", nth=1)
+        config = TransferConfig(part_size=5 * MIB, connections=1, timeout=1.0)
+        assert upload(CONTENT[: 6 * MIB], config=config).retries == 1
 
     def test_retry_after_is_respected(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Instead(SlowDown(retry_after=1)), nth=1, method="PUT")
@@ -293,6 +325,12 @@ class TestCompleting:
         assert faulty_s3.uploads.pending == {}
         upload(content, overwrite=True)
         assert faulty_s3.content(PATH) == content
+
+    def test_an_object_that_is_there_nonetheless_is_told_of(self, faulty_s3: FaultyServer) -> None:
+        faulty_s3.on(Lost(), method="POST", where=is_complete)
+        with pytest.raises(TransferError, match=r"could not be written.*but it is there"):
+            upload()
+        assert faulty_s3.content(PATH) == CONTENT
 
     def test_other_bytes_at_the_store_are_an_error(self, faulty_s3: FaultyServer) -> None:
         faulty_s3.on(Instead(S3Error(400, "BadDigest")), method="POST", where=is_complete)
@@ -477,3 +515,48 @@ def write(folder: S3Folder, contents: dict[str, bytes], outdated: Sequence[str] 
         with folder.create(name, len(content)) as sink:
             sink.write(content)
     folder.commit(outdated)
+
+
+AT_RANDOM = (
+    Instead(SlowDown()),
+    Instead(S3Error(500, "InternalError")),
+    S3Error(500, "InternalError"),
+    Instead(ErrorInSuccess("InternalError")),
+    Lost(),
+    Stall(-1),
+    Unread(0, "reset"),
+    Unread(MIB, S3Error(503, "SlowDown")),
+    Instead(S3Error(400, "MalformedXML")),
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_faults_at_random(faulty_s3: FaultyServer, seed: int) -> None:
+    """The right object and nothing else, or an error that tells of whatever is left."""
+    chosen = random.Random(seed)
+    faulty_s3.uploads.checksums = chosen.choice(["kept", "kept", "ignored"])
+
+    def now_and_then(request: Request) -> bool:
+        # An upload whose beginning was lost has no name to abort it by.
+        return "uploads" not in request.query and chosen.random() < 0.08
+
+    for fault in AT_RANDOM:
+        for method in ("PUT", "POST", "DELETE", "HEAD"):
+            if method != "HEAD" or "ErrorInSuccess" not in str(fault):  # such an answer has no body
+                faulty_s3.on(fault, method=method, where=now_and_then)
+    content = CONTENT if seed % 3 else b"small"
+    config = TransferConfig(part_size=5 * MIB, connections=3, timeout=0.3, max_attempts=5)
+    told = outcome(content, config, overwrite=bool(seed % 2))
+    assert bool(faulty_s3.uploads.pending) <= ("AbortIncompleteMultipartUpload" in told)
+    if told == "uploaded" or "it is there" in told:
+        assert faulty_s3.content(PATH) == content
+    elif not any(said in told for said in ("it may be there", "cannot be told")):
+        assert faulty_s3.content(PATH) is None
+
+
+def outcome(content: bytes, config: TransferConfig, *, overwrite: bool) -> str:
+    try:
+        upload(content, config=config, overwrite=overwrite)
+    except TorchwickError as error:
+        return str(error)
+    return "uploaded"

@@ -112,14 +112,17 @@ class TransferConfig:
     Attributes:
         part_size: bytes one request asks for. ``"auto"``: a 32nd of the load, between 4 and 16 MiB, so
             that a small model still uses many connections and a large one spends few requests
-            (8 to 16 MiB is what Amazon's S3 performance guidelines advise).
+            (8 to 16 MiB is what Amazon's S3 performance guidelines advise). Of an upload: 16 MiB, or what
+            makes 10,000 parts of a larger object; at least 5 MiB (Amazon S3 user guide, "Amazon S3 multipart
+            upload limits").
         connections: connections at once. ``"auto"`` starts with 8 (over TLS with two for each core, 16 at
             the most), doubles them for as long as that makes the load faster, and takes back those that only
             wait for a busy processor.
         memory_limit: the most bytes held beside the tensors that are returned, as a number or as text
             (``"2GB"``, ``"512MiB"``). ``"auto"``: half of what the machine or its control group has left.
             A load into tensors needs next to nothing of it; formats that only torch's own loader reads
-            (TorchScript, compressed records) need a second copy, which is refused beyond the limit.
+            (TorchScript, compressed records) need a second copy, which is refused beyond the limit. An upload
+            holds what its connections need, and no more than that.
         timeout: seconds without one byte after which a connection counts as dead, twice that at the latest.
             10: far above the slowest first byte of a healthy store, far below the minutes a kernel would
             wait.

@@ -280,7 +280,7 @@ class TransferError(StoreError, ConnectionError):
     """The network or the store failed on every attempt; the last cause is chained.
 
     Attributes:
-        range: the half-open byte range ``(start, stop)`` that could not be read, or None.
+        range: the half-open byte range ``(start, stop)`` that could not be read or written, or None.
         attempts: how many times it was tried.
     """
 

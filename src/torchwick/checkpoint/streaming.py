@@ -57,6 +57,7 @@ class Stream:
             many bytes as it has. It counts against no limit.
         watches: who watches over objects, by the objects' names.
         memory: lends it for what is not read into the caller's.
+        called: what messages call a tensor of the catalog's.
         ahead: bytes that are held at most where the settings give no limit, or two of the largest group.
         on_progress: called about ten times a second with (bytes there, connections), on the thread that asks
             for tensors.
@@ -75,6 +76,7 @@ class Stream:
         *,
         memory: Memory = OWN,
         ahead: int = _AHEAD,
+        called: Callable[[str], str] = str,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self._catalog = catalog
@@ -86,7 +88,8 @@ class Stream:
         self._progress = 0, 0
         self._told = time.monotonic()
         self._besides = {name: collections.deque(watch.besides) for name, watch in self._watches.items()}
-        limit = _limit([group for group in groups if group.names[0] not in self._into], objects, ahead)
+        own = [group for group in groups if group.names[0] not in self._into]
+        limit = _limit(own, objects, ahead, called)
         self._batches = batches(groups, min(_BATCH, limit // 4))
         self._part_size = objects.part_size(sum(group.nbytes for group in groups))
         self._ceiling = Ceiling(limit)
@@ -199,13 +202,14 @@ class Stream:
                 self._changed.notify_all()
 
 
-def _limit(groups: Sequence[Group], objects: Objects, ahead: int) -> int:
+def _limit(groups: Sequence[Group], objects: Objects, ahead: int, called: Callable[[str], str]) -> int:
     """Return the bytes that may be held at once."""
     limit = objects.config.memory_bytes()
     largest = max(groups, key=lambda group: group.nbytes, default=Group((), ()))
     if largest.nbytes > limit:
+        name = called(largest.names[0])[:100]
         raise MemoryLimitError(
-            f"tensor {largest.names[0][:100]!r} takes {largest.nbytes} bytes; the memory limit is {limit}",
+            f"tensor {name!r} takes {largest.nbytes} bytes; the memory limit is {limit}",
             uri=objects.uri,
             hint="Raise TransferConfig.memory_limit, or read it in parts: get_slice(name)[…].",
             needed=largest.nbytes,

@@ -15,7 +15,7 @@ from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.catalog import contiguous
 from torchwick.formats.dtypes import DTYPES
 
-__all__ = ["Allocate", "allocate", "dtype_of", "empty", "finish", "view"]
+__all__ = ["Allocate", "allocate", "as_torch_counts", "dtype_of", "empty", "finish", "view"]
 
 Allocate = Callable[[int, object], torch.Tensor]
 """Makes memory of so many bytes, untouched, for an object that messages name."""
@@ -65,7 +65,7 @@ def empty(
         FormatError: torch has no such dtype, or not of that shape.
         MemoryLimitError: the machine has not as much.
     """
-    kind, lengths = dtype_of(dtype, uri), _as_torch_counts(dtype, shape, uri)
+    kind, lengths = dtype_of(dtype, uri), as_torch_counts(dtype, shape, uri)
     if 0 in lengths:  # whose other lengths may be beyond what torch.empty multiplies
         return torch.empty(0, dtype=kind, device=device).reshape(lengths)
     return _empty(lengths, kind, uri, device)
@@ -83,7 +83,12 @@ def _empty(
         raise MemoryLimitError(message, uri=uri, hint=hint, needed=needed) from error
 
 
-def _as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:
+def as_torch_counts(dtype: str, shape: tuple[int, ...], uri: object) -> tuple[int, ...]:
+    """Return the shape that torch has for elements of a dtype.
+
+    Raises:
+        FormatError: torch has no such dtype of that shape.
+    """
     if dtype != "F4":
         return shape
     if not shape or shape[-1] % 2:  # two elements in one of torch's
@@ -106,7 +111,7 @@ def view(
     """
     kind, (shape, stride) = dtype_of(dtype, uri), place
     if DTYPES[dtype].bits < 8:  # which only lie one behind the other
-        shape = _as_torch_counts(dtype, shape, uri)
+        shape = as_torch_counts(dtype, shape, uri)
         stride = contiguous(shape)
     tensor = torch.empty(0, dtype=kind, device="cpu")
     set_: Any = tensor.set_  # whose annotation knows no untyped storage

@@ -20,7 +20,7 @@ from torchwick.cli.plain import PlainCommand, PlainGroup
 __all__ = ["app", "main"]
 
 _OBJECTS = 200_000  # made between two collections; importing botocore makes some hundred thousand
-_COMMANDS = ("load", "inspect", "doctor", "scan", "verify", "diff", "convert", "demo")
+_COMMANDS = ("load", "inspect", "doctor", "scan", "verify", "diff", "save", "convert", "demo")
 """In the order of the help; each is a function in the module of its name."""
 
 
@@ -44,7 +44,7 @@ def _command(name: str) -> Any:
 
 app = typer.Typer(
     cls=_Commands,
-    help="Load PyTorch models straight from S3.",
+    help="Load PyTorch models straight from S3, and save them to it.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals hold requests, and requests hold signatures
 )
@@ -62,7 +62,7 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Load PyTorch models straight from S3."""
+    """Load PyTorch models straight from S3, and save them to it."""
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _MOST_NAMED = 4  # of many names in one line
 @s3_options
 def convert(
     src: Annotated[str, typer.Argument(help="s3://bucket/key, https://…, or a local path; or a directory.")],
-    dst: Annotated[str, typer.Argument(help="new.safetensors, or a directory: new/")],
+    dst: Annotated[str, typer.Argument(help="new.safetensors, or a directory: new/; local, or in S3.")],
     *,
     dtype: Annotated[
         str | None, typer.Option(help="What floating-point tensors are cast to: bf16, fp16, float8_e4m3fn, …")

@@ -36,6 +36,7 @@ _OPTIONS = {
     "sha256": "--sha256",
     "memory_limit": "--memory-limit",
     "overwrite": "--overwrite",
+    "delete_replaced": "--delete-replaced",
     "keys": "--keys",
     "rename": "--rename",
 }

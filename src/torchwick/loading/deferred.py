@@ -230,7 +230,7 @@ def _load(
     if to.is_meta or is_faking():  # no bytes are read
         value = _laid_out(source, file, facts, to.map_location, weights_only=weights_only)
         if to.dtype is not None:
-            recast(value, to.dtype)
+            recast(value, to.dtype, source.uri)
         return Loaded(value)
     storages = _Storages(_places(source, facts, to, weights_only=weights_only) or {})
     keep = storages.keep if to.dtype is None else storages.stay
@@ -240,9 +240,14 @@ def _load(
         _log.debug("%s: torch read into memory of its own; taking the careful path", source.uri)
         return None
     between = checks if file.noted else []
-    destinations = Destinations({}, storages.moved)
+    destinations: Destinations | None = Destinations({}, storages.moved)
     if to.dtype is not None:
-        destinations = redirect(value, to.dtype, storages.device_of)
+        destinations = redirect(value, to.dtype, storages.device_of, source.uri)
+    if destinations is None:
+        _log.debug(
+            "%s: not all of its elements are in tensors of one storage; taking the careful path", source.uri
+        )
+        return None
     if not (destinations.cast or destinations.moved):
         source.fill([*file.noted, *(check.fill for check in between)])
         agreed = all(check.holds(check.fill.buffer) for check in between)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -26,6 +27,7 @@ __all__ = ["Watches", "feed"]
 Watches = Callable[[Mapping[str, Sequence[tuple[int, int]]]], Mapping[str, Watch]]
 """Returns who watches over objects, given the half-open ranges that are wanted of each."""
 
+_ANY = nullcontext()
 _FRAGMENT = 16 << 20  # bytes: a part, as large as they come
 _ALONE = 32_000  # elements
 _AHEAD = 512 << 20
@@ -37,7 +39,9 @@ def feed(
     objects: Objects,
     targets: Mapping[str, torch.Tensor],
     watches: Watches,
+    *,
     on_progress: Callable[[int, int], object] | None = None,
+    writing: AbstractContextManager[object] = _ANY,
 ) -> None:
     """Read every tensor of a catalog into the one that is given for it.
 
@@ -47,6 +51,7 @@ def feed(
         targets: tensors by the catalog's names, of the same shapes. They may share memory.
         watches: tells who watches over the objects.
         on_progress: see `Stream`.
+        writing: entered when the targets begin to change.
 
     Raises:
         StoreError: something cannot be read. The targets are then in no defined state.
@@ -60,7 +65,8 @@ def feed(
         for name, target in targets.items()
         if name in alone and _lies_as_stored(catalog.entries[name], target, objects.uri)
     }
-    size = min(_FRAGMENT, objects.config.memory_bytes() // 4)
+    limit = objects.config.memory_bytes()
+    size = min(_FRAGMENT, limit // 4)
     cut, of = fragments(catalog, direct, size)
     asked = groups(cut.entries, objects.names)
     stream = Stream(
@@ -69,15 +75,21 @@ def feed(
         objects,
         into={key: direct[fragment.name] for key, fragment in of.items() if fragment.name in direct},
         watches=watches({name: wanted(name, asked, objects) for name in objects.names}),
-        memory=Ring(_allocator(targets.values())),
+        memory=Ring(_most_held(objects, limit), _allocator(targets.values())),
         on_progress=on_progress,
         ahead=_AHEAD,
+        called=lambda key: of[key].name,
     )
-    with stream, torch.no_grad():
+    with writing, stream:
         for key, tensor in stream:
             fragment = of[key]
             if fragment.name not in direct:
-                _copy(_box(targets[fragment.name], fragment), tensor)
+                with torch.inference_mode():  # outside of which its tensors cannot be written
+                    _copy(_box(targets[fragment.name], fragment), tensor)
+
+
+def _most_held(objects: Objects, limit: int) -> int:
+    return min(limit, _AHEAD) if objects.config.memory_limit == "auto" else limit
 
 
 def _is_alone(group: Group) -> bool:
@@ -129,4 +141,4 @@ def _allocator(targets: Iterable[torch.Tensor]) -> tensors.Allocate:
 
 def _pinned(nbytes: int, uri: object) -> torch.Tensor:  # noqa: ARG001
     """Return memory that a device copies from by itself; torch keeps what is freed for the next one."""
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)

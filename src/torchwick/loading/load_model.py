@@ -48,8 +48,8 @@ def load_model(
     fed in pieces of 16 MiB, cast and copied while the next ones are read: no more than
     ``TransferConfig.memory_limit`` is held of them. Tied weights stay tied. No pickle is run.
 
-    Modules with loading code of their own (hooks, ``_load_from_state_dict``) have the tensors read first, and
-    are then given them by ``model.load_state_dict``.
+    Modules with loading code of their own (hooks, ``_load_from_state_dict``, extra state) have the tensors
+    read first, and are then given them by ``model.load_state_dict``.
 
     Args:
         model: the module; its names are those of its state dict.
@@ -75,7 +75,8 @@ def load_model(
         The names that were missing and unexpected, none of either if it was strict.
 
     Raises:
-        StateDictError: names or shapes do not fit; the module is untouched.
+        StateDictError: names or shapes do not fit; the module is untouched, unless its own loading code found
+            out, in which case the message says that it is partly filled.
         TensorNotFoundError: `keys` means none; the module is untouched.
         FormatError: it is no checkpoint, or corrupt, or can only be loaded as a whole.
         IntegrityError: the bytes are not those that were stored, or pinned.

@@ -114,13 +114,10 @@ def _hint(found: Match, original: Mapping[str, str], *, strict: bool) -> str:
         others = not all(name.startswith(beginning) for name in original.values())
         keys = f"keys={beginning + '*'!r}, " if others else ""
         return f"Pass {keys}rename={fix!r}."
-    if (
-        not found.unexpected
-        and not found.mismatched
-        and all(slot.is_stranded for slot in found.left if slot.required)
-    ):
+    lacking = [slot for slot in found.left if slot.required]
+    if lacking and not (found.unexpected or found.mismatched) and all(slot.is_stranded for slot in lacking):
         return (
-            "Those are buffers that no checkpoint has: make the module with its buffers on the CPU, as "
+            "Buffers that are not saved are in no checkpoint: make the module with them on the CPU, as "
             "accelerate's init_empty_weights() does, or fill them yourself after strict=False."
         )
     if found.mismatched:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.tensors import as_torch_counts
 from torchwick.checkpoint.verification import Verify, unverifiable
 from torchwick.errors import StateDictError, TorchwickError
 from torchwick.formats.catalog import Catalog
+from torchwick.loading.casting import is_castable
+from torchwick.loading.devices import is_faking
 from torchwick.loading.facts import facts_of
 from torchwick.loading.matching import Match, match, refuse_misfit
 from torchwick.loading.selected import Selection
@@ -23,7 +26,14 @@ from torchwick.report import LoadResult, ProgressCallback
 
 __all__ = ["Filling"]
 
+_SAID = 1000  # letters of torch's own message
 _PARTLY = "The module is partly filled: load it again before you use it."
+
+
+class _ReadInto(Protocol):
+    """Reads the checkpoint's tensors into others."""
+
+    def __call__(self, targets: dict[str, torch.Tensor], *, partly: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Filling:
         sha256: str | None,
     ) -> tuple[LoadResult, dict[str, Any]]:
         """Fill it, and return what did not fit and what there is to report."""
+        if is_faking():
+            raise ValueError("there is no memory to fill under FakeTensorMode: load the module outside of it")
         how = _How(
             strict=strict, device=_settled(device), dtype=None if dtype is None else getattr(torch, dtype)
         )
@@ -70,16 +82,24 @@ class Filling:
         return result, facts_of(tally, selection.sources, self.catalog.format, "filled", size)
 
     def _match(self, how: _How) -> Match:
-        shapes = {new: self.catalog.entries[name].shape for new, name in self.original.items()}
-        found = match(slots(self.model), shapes)
+        found = match(slots(self.model), self._shapes())
         refuse_misfit(found, self.objects.uri, strict=how.strict, original=self.original)
         return found
 
-    def _fill(self, found: Match, how: _How, read_into: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return what torch has for shapes of the tensors, by what they are called in the module."""
+        entries = {new: self.catalog.entries[name] for new, name in self.original.items()}
+        return {
+            new: as_torch_counts(entry.dtype, entry.shape, self.objects.uri) for new, entry in entries.items()
+        }
+
+    def _fill(self, found: Match, how: _How, read_into: _ReadInto) -> None:
         targets = {slot: how.target(slot) for slot in found.chosen}
         in_place = [slot.tensor for slot, target in targets.items() if target is slot.tensor]
-        with _telling(partly=bool(in_place)):
-            read_into({self.original[found.chosen[slot]]: target for slot, target in targets.items()})
+        read_into(
+            {self.original[found.chosen[slot]]: target for slot, target in targets.items()},
+            partly=bool(in_place),
+        )
         for tensor in in_place:  # what autograd kept of it is not valid any more
             torch.autograd.graph.increment_version(tensor)
         for slot, target in targets.items():
@@ -89,30 +109,65 @@ class Filling:
             how.move(slot)
 
     def _read_into(
-        self, selection: Selection, verify: Verify, sha256: str | None, targets: dict[str, torch.Tensor]
+        self,
+        selection: Selection,
+        verify: Verify,
+        sha256: str | None,
+        targets: dict[str, torch.Tensor],
+        *,
+        partly: bool,
     ) -> None:
-        selection.fill(targets, verify=verify, sha256=sha256)
+        selection.fill(targets, verify=verify, sha256=sha256, writing=_telling(partly=partly))
         if verify is True and any(source.verified is None for source in selection.sources):
-            raise unverifiable(self.objects.uri)
+            with _telling(partly=partly):
+                raise unverifiable(self.objects.uri)
 
     def _hand_over(self, tensors: dict[str, torch.Tensor], how: _How) -> LoadResult:
         """Let the module's own code take the tensors, as torch has it do."""
-        state = {new: how.cast(tensors[name]) for new, name in self.original.items()}
-        meta = any(slot.tensor.is_meta for slot in slots(self.model))
-        assign = meta or how.device is not None or how.dtype is not None
+        places = slots(self.model)
+        assign = how.device is not None or how.dtype is not None or any(p.tensor.is_meta for p in places)
+        state = self._state(tensors, places, how if assign else None)
         with _telling(partly=True):
             try:
                 missing, unexpected = self.model.load_state_dict(state, strict=False, assign=assign)
             except RuntimeError as error:
-                message = f"it does not fit the module: {error}"
-                raise StateDictError(message, uri=self.objects.uri) from error
-            shapes = {new: self.catalog.entries[name].shape for new, name in self.original.items()}
-            lacking = {name: shapes.get(name, ()) for name in missing}
-            found = Match(missing=lacking, unexpected={name: shapes.get(name, ()) for name in unexpected})
+                shapes = match([slot for slot in places if slot.is_plain], self._shapes()).mismatched
+                refuse_misfit(
+                    Match(mismatched=shapes), self.objects.uri, strict=False, original=self.original
+                )
+                raise _as_torch_says(error, self.objects.uri) from error
+            places = slots(self.model)
+            found = self._left(places, missing, unexpected)
             refuse_misfit(found, self.objects.uri, strict=how.strict, original=self.original)
-        for slot in slots(self.model):
+        for slot in places:
             how.move(slot)
-        return LoadResult(missing, unexpected)
+        return LoadResult([*found.missing], unexpected)
+
+    def _state(
+        self, tensors: dict[str, torch.Tensor], places: list[Slot], how: _How | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the state dict that the module is given: what it is to have, if it takes that as it is."""
+        state = {new: tensors[name] for new, name in self.original.items()}
+        if how is not None:
+            state = {name: how.cast(tensor) for name, tensor in state.items()}
+        for slot in places:
+            present = [name for name in slot.names if name in state]
+            if present:
+                tensor = state[present[-1]]
+                state |= dict.fromkeys(slot.names, tensor if how is None else how.assigned(slot, tensor))
+        return state
+
+    def _left(self, places: list[Slot], missing: list[str], unexpected: list[str]) -> Match:
+        shapes = self._shapes()
+        found = Match(
+            missing=dict.fromkeys(missing, ()), unexpected={n: shapes.get(n, ()) for n in unexpected}
+        )
+        for slot in places:
+            lacking = slot.required if slot.is_stranded else [n for n in slot.names if n in found.missing]
+            if lacking:
+                found.left.append(slot)
+                found.missing |= dict.fromkeys(lacking, tuple(slot.tensor.shape) if slot.is_plain else ())
+        return found
 
 
 @dataclass(frozen=True)
@@ -126,16 +181,29 @@ class _How:
     def target(self, slot: Slot) -> torch.Tensor:
         """Return what a slot's tensor is read into: itself, if it is where and of the dtype it is to be."""
         tensor = slot.tensor
-        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        device = self.device or (torch.device("cpu") if tensor.is_meta else tensor.device)
-        if (dtype, device) == (tensor.dtype, tensor.device):
+        dtype, device = self._dtype(tensor), self._device(tensor)
+        if (dtype, device) == (tensor.dtype, tensor.device) and not _repeats(tensor):
             return tensor
         return torch.empty_like(tensor, dtype=dtype, device=device, requires_grad=False)
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor as it is to be."""
-        dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.to(device=self.device, dtype=dtype)
+        """Return a tensor of the checkpoint as it is to be."""
+        return tensor.to(device=self.device, dtype=self._dtype(tensor))
+
+    def assigned(self, slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor as what a slot is to hold: one parameter, under however many names."""
+        if not slot.is_plain:
+            return tensor
+        tensor = tensor.to(device=self._device(slot.tensor), dtype=self._dtype(slot.tensor))
+        if isinstance(slot.tensor, nn.Parameter):
+            return nn.Parameter(tensor, requires_grad=slot.tensor.requires_grad)
+        return tensor
+
+    def _dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and is_castable(tensor.dtype) else tensor.dtype
+
+    def _device(self, tensor: torch.Tensor) -> torch.device:
+        return self.device or (torch.device("cpu") if tensor.is_meta else tensor.device)
 
     def move(self, slot: Slot) -> None:
         """Bring what the checkpoint has nothing for to where the module is to be."""
@@ -143,6 +211,17 @@ class _How:
             slot.put(torch.zeros_like(slot.tensor, device=self.device or "cpu"))
         elif self.device is not None and slot.tensor.device != self.device and not slot.tensor.is_meta:
             slot.put(slot.tensor.detach().to(self.device))
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Whether several of its elements are one in memory, which cannot hold what a checkpoint has for them."""
+    return any(step == 0 and length > 1 for step, length in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _as_torch_says(error: RuntimeError, uri: object) -> StateDictError:
+    said = " ".join(str(error).split())[:_SAID]
+    hint = "Build the module that the checkpoint was saved from."
+    return StateDictError(f"it does not fit the module: {said}", uri=uri, hint=hint)
 
 
 def _settled(device: str | torch.device | None) -> torch.device | None:

@@ -19,22 +19,27 @@ class Ring:
     """Lends memory, and lends again what is given back.
 
     The system clears each page of memory that is new: for a checkpoint that is cast, a quarter of the
-    processor's time. How much is lent at once is bounded by whoever asks for it; pieces are of powers of two,
-    so that each fits many.
+    processor's time. How much is lent at once is bounded by whoever asks for it; pieces are up to an eighth
+    larger than what is asked for, so that each fits many.
 
     Args:
+        most: bytes that are kept at most; what no one uses goes before more are taken.
         allocate: makes new ones.
 
     Example:
-        >>> ring = Ring()
-        >>> first = ring.lend(3 << 20, "s3://models/new.pt")
+        >>> ring = Ring(100 << 20)
+        >>> first = ring.lend(15 << 20, "s3://models/new.pt")
         >>> ring.give_back(first)
-        >>> ring.lend(4 << 20, "s3://models/new.pt").data_ptr() == first.data_ptr()
+        >>> ring.lend(16 << 20, "s3://models/new.pt").data_ptr() == first.data_ptr()
+        False
+        >>> ring.lend((15 << 20) - 7, "s3://models/new.pt").data_ptr() == first.data_ptr()
         True
     """
 
-    def __init__(self, allocate: tensors.Allocate = tensors.allocate) -> None:
+    def __init__(self, most: int, allocate: tensors.Allocate = tensors.allocate) -> None:
+        self._most = most
         self._allocate = allocate
+        self._held = 0  # bytes, lent or not
         self._lock = threading.Lock()
         self._free: dict[int, list[torch.Tensor]] = collections.defaultdict(list)
 
@@ -42,11 +47,20 @@ class Ring:
         """Return memory of so many bytes, for an object that messages name."""
         if nbytes < _LARGE:
             return self._allocate(nbytes, uri)
-        size = 1 << (nbytes - 1).bit_length()
+        step = 1 << ((nbytes - 1).bit_length() - 4)
+        size = -(-nbytes // step) * step
         with self._lock:
             free = self._free[size]
-            memory = free.pop() if free else self._allocate(size, uri)
+            memory = free.pop() if free else self._new(size, uri)
         return memory[:nbytes]
+
+    def _new(self, size: int, uri: object) -> torch.Tensor:
+        unused = [others for others in self._free.values() if others]
+        while unused and self._held + size > self._most:
+            self._held -= unused[-1].pop().nbytes
+            unused = [others for others in unused if others]
+        self._held += size
+        return self._allocate(size, uri)
 
     def give_back(self, memory: torch.Tensor) -> None:
         """Take back what was lent."""

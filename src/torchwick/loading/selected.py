@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from torchwick.transfer import Fill
 
 __all__ = ["Selection", "load_selected"]
+
+
+_ANY = nullcontext()
 
 
 class Selection:
@@ -73,7 +76,14 @@ class Selection:
         found = dict(batch.tensors())
         return {name: found[name] for name in self._entries}
 
-    def fill(self, targets: Mapping[str, torch.Tensor], *, verify: Verify, sha256: str | None) -> None:
+    def fill(
+        self,
+        targets: Mapping[str, torch.Tensor],
+        *,
+        verify: Verify,
+        sha256: str | None,
+        writing: AbstractContextManager[object] = _ANY,
+    ) -> None:
         """Read the tensors into others, of any dtype and on any device.
 
         Where the bytes have to be seen in their order, or come in no other, all are read first.
@@ -82,17 +92,19 @@ class Selection:
             targets: by name.
             verify: as for `torchwick.load`.
             sha256: as for `torchwick.load`.
+            writing: entered when the others begin to change.
         """
         if sha256 is not None or not all(map(_comes_in_parts, self.sources)):
             found = self.read(verify=verify, sha256=sha256)
-            with torch.no_grad():
+            with writing, torch.inference_mode():
                 for name, target in targets.items():
                     target.detach().copy_(found.pop(name))
             return
         with ExitStack() as questions:
             watches = partial(self._watches, questions, verify=verify)
             catalog = replace(self._catalog, entries=self._entries)
-            feed(catalog, self._objects, targets, watches, self._on_progress and self._tell_of_total)
+            on_progress = self._on_progress and self._tell_of_total
+            feed(catalog, self._objects, targets, watches, on_progress=on_progress, writing=writing)
         self._tell_of_total(self._total, 0)
 
     def move(
@@ -166,7 +178,7 @@ def load_selected(
     if device.type == "meta" or is_faking():
         shapes = selection.shapes(device)
         if to.dtype is not None:
-            recast(shapes, to.dtype)
+            recast(shapes, to.dtype, uri)
         return shapes
     if to.dtype is None and on_host(device):
         return selection.read(verify=verify, sha256=sha256)

@@ -14,6 +14,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 __all__ = ["Slot", "is_plain", "slots"]
 
 _PLAIN = (torch.Tensor, nn.Parameter)
+_METHODS = {
+    "load_state_dict",
+    "state_dict",
+    "_load_from_state_dict",
+    "_save_to_state_dict",
+    "set_extra_state",
+}
 _COUNTER = "num_batches_tracked"
 """What batch norms of torch before 0.4.1 did not have; `_NormBase._load_from_state_dict` does without."""
 
@@ -36,6 +43,11 @@ class Slot:
     unsaved: list[str] = field(default_factory=list)
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     optional: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is dense memory, which any bytes may be read into."""
+        return type(self.tensor) in _PLAIN and not (self.tensor.is_sparse or self.tensor.is_quantized)
 
     @property
     def is_stranded(self) -> bool:
@@ -98,10 +110,7 @@ def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
 
 def is_plain(model: nn.Module) -> bool:
     """Whether a module takes a state dict as torch has every module do, with no code of its own."""
-    return all(map(_takes_plainly, model.modules())) and all(
-        type(slot.tensor) in _PLAIN and not slot.tensor.is_sparse and not slot.tensor.is_quantized
-        for slot in slots(model)
-    )
+    return all(map(_takes_plainly, model.modules())) and all(slot.is_plain for slot in slots(model))
 
 
 def _takes_plainly(module: nn.Module) -> bool:
@@ -120,4 +129,5 @@ def _takes_plainly(module: nn.Module) -> bool:
         and kind._save_to_state_dict is nn.Module._save_to_state_dict  # noqa: SLF001
         and kind.set_extra_state is nn.Module.set_extra_state
         and not any(hooks)
+        and not _METHODS & vars(module).keys()
     )

@@ -78,20 +78,31 @@ class Destinations:
         return torch.uint8, as_dtype(self.moved[address], torch.uint8)
 
 
-def redirect(value: Any, dtype: torch.dtype, devices: Mapping[int, torch.device]) -> Destinations:
+def redirect(
+    value: Any, dtype: torch.dtype, devices: Mapping[int, torch.device], uri: object
+) -> Destinations | None:
     """Have the tensors of an object rest on the memory that they are to have, which is yet to be filled.
+
+    None where that is not all that holds the object's elements.
 
     Args:
         value: the object; its tensors rest on storages on the CPU.
         dtype: what the floating-point ones become.
         devices: where they are to be, by the addresses of their storages.
+        uri: where it came from, for messages.
+
+    Raises:
+        FormatError: see `by_storage`.
     """
+    contents = by_storage(value, uri)
+    if contents.others or contents.bare:
+        return None
     to = Destinations({}, {})
-    for shared in by_storage(value)[0]:
+    for shared in contents.shared:
         storage, stored = shared.storage, shared.tensors[0].dtype
         address = storage.data_ptr()
         device = devices[address]
-        if shared.casts and stored != dtype and _name(stored):
+        if shared.casts and stored != dtype:
             flat = torch.empty(storage.nbytes() // stored.itemsize, dtype=dtype, device=device)
             rest_on(flat, shared.tensors)
             if storage.nbytes():
@@ -173,7 +184,7 @@ def _feed(source: Source, catalog: Catalog, targets: Mapping[str, torch.Tensor])
             objects,
             targets,
             watches,
-            lambda done, connections: source.tell(done, total, connections),
+            on_progress=tell,
         )
     finally:
         source.spend(objects.spent)

@@ -75,7 +75,7 @@ def load_legacy(source: Source, to: Placement, *, weights_only: bool) -> Outcome
         spool(source, second_copy=True) as path,
         explain(source.uri, weights_only=weights_only, facts=facts),
     ):
-        value = _torch_load(path, to, weights_only=weights_only, mmap=False)
+        value = _torch_load(path, source, to, weights_only=weights_only, mmap=False)
     return Outcome(value, "torch legacy", "spooled")
 
 
@@ -84,7 +84,7 @@ def load_tar(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     if weights_only:
         raise refuse_code("a checkpoint in the tar format of torch before 0.1.10 is all pickles", source.uri)
     with spool(source, second_copy=True) as path, explain(source.uri, weights_only=False):
-        value = _torch_load(path, to, weights_only=False, mmap=False)
+        value = _torch_load(path, source, to, weights_only=False, mmap=False)
     return Outcome(value, "torch tar", "spooled")
 
 
@@ -110,7 +110,7 @@ def _load_saved(source: Source, archive: Archive, to: Placement, *, weights_only
             facts = _look_by_torch(path, archive, source)
             _check_before_fetching(facts, source, weights_only=weights_only)
         mmap = mappable and layout is not None and _headers_agree(path, layout)
-        value = _torch_load(path, to, weights_only=weights_only, mmap=mmap)
+        value = _torch_load(path, source, to, weights_only=weights_only, mmap=mmap)
     return Outcome(value, "torch zip", "spooled")
 
 
@@ -145,11 +145,11 @@ def _check_before_fetching(facts: PickleFacts | None, source: Source, *, weights
         raise FormatError("its pickle builds what no pickle can build", uri=source.uri, hint=hint)
 
 
-def _torch_load(path: str, to: Placement, *, weights_only: bool, mmap: bool) -> Any:
+def _torch_load(path: str, source: Source, to: Placement, *, weights_only: bool, mmap: bool) -> Any:
     where: Any = to.map_location  # torch's own annotation lacks some of the kinds it takes
     value = torch.load(path, map_location=where, weights_only=weights_only, mmap=mmap)
     if to.dtype is not None:
-        recast(value, to.dtype)
+        recast(value, to.dtype, source.uri)
     return value
 
 

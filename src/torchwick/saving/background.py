@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torchwick.checkpoint.progress import watched
@@ -83,7 +84,7 @@ def save_async(
         ...     future.result().tensors
         1
     """
-    from torchwick.saving.draft import draft_state
+    from torchwick.saving.draft import draft_object
     from torchwick.saving.job import Wishes, begin
 
     wishes = Wishes(
@@ -95,7 +96,7 @@ def save_async(
         s3=s3,
         transfer=transfer,
     )
-    job = begin(obj, draft_state, uri, wishes)
+    job = begin(partial(draft_object, obj), uri, wishes)
     running = _Running(job, progress, on_report)
     running.start(job.draft.tensors)
     return running.future
@@ -217,8 +218,8 @@ class _Running:
         """Come to an end with the program; what is still under way, Ctrl-C ended the wait for."""
         if self._thread.is_alive():
             self.abort()
-        error = None if self.future.asked else Future.exception(self.future)
-        if error is not None:
+        error = Future.exception(self.future)
+        if error is not None and not self.future.asked:
             sys.stderr.write(f"torchwick: a save failed, and nobody asked: {self._described(error)}\n")
 
     def _described(self, error: BaseException) -> str:
@@ -229,6 +230,10 @@ class _Running:
 
 _unfinished: set[_Running] = set()
 """Saves that are under way, or have failed."""
+
+
+if hasattr(os, "register_at_fork"):  # the parent's saves are the parent's
+    os.register_at_fork(after_in_child=_unfinished.clear)
 
 
 @atexit.register

@@ -14,7 +14,7 @@ from torchwick.checkpoint import Checkpoint
 from torchwick.checkpoint.progress import watched
 from torchwick.checkpoint.renaming import Rename, renamed
 from torchwick.checkpoint.selection import Keys, select
-from torchwick.config import S3Config, TransferConfig, parse_size
+from torchwick.config import PutOptions, S3Config, TransferConfig, parse_size
 from torchwick.formats.dtypes import parse_dtype
 from torchwick.formats.ties import with_ties
 from torchwick.report import ProgressCallback
@@ -47,6 +47,7 @@ def convert(
     overwrite: bool = False,
     copy_ties: bool = False,
     metadata: Mapping[str, str] | None = None,
+    options: PutOptions | None = None,
     progress: bool | ProgressCallback = False,
     s3: S3Config | None = None,
     transfer: TransferConfig | None = None,
@@ -74,6 +75,7 @@ def convert(
         copy_ties: write a tensor that has several names once for each. By default it is written once, and its
             other names go into the metadata, as `safetensors.torch.save_model` has it.
         metadata: texts for the header, beside ``{"format": "pt"}`` and those of the source.
+        options: what S3 is told about each object that is written.
         progress: True for a bar on standard error, or a function that is called with a `Progress` about ten
             times a second, on this thread. It counts bytes that were written, and no connections.
         s3: who asks and which S3; by default all of it is found as boto3 finds it.
@@ -137,6 +139,7 @@ def convert(
             to,
             overwrite=overwrite,
             outdated=[name for name in present if name not in names],
+            options=options,
             on_progress=on_progress,
         )
     tally = objects.tally

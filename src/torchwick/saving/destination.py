@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from torchwick.config import S3Config, TransferConfig
-from torchwick.errors import AccessDeniedError, ObjectExistsError, ObjectNotFoundError, StoreError, URIError
+from torchwick.errors import (
+    AccessDeniedError,
+    FormatError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+    URIError,
+)
 from torchwick.formats.huggingface import read_index
 from torchwick.store import Store, open_store
 from torchwick.uri import URI, parse
@@ -124,14 +131,17 @@ class Destination:
         """Return what readers of the directory find now. It need not be listed for that.
 
         Raises:
-            FormatError: there is an index which is none.
             StoreError: it cannot be told.
         """
         whole, index = self._is_there(WHOLE), self._look(INDEX)
         if index is None:
             return Standing(whole)
         size = index.info.size or len(index.head)
-        named = read_index(bytes(index.read(0, size)), index.info.uri).shard_of.values()
+        try:
+            named = set(read_index(bytes(index.read(0, size)), index.info.uri).shard_of.values())
+        except FormatError as error:
+            _log.warning("%s; what it may have named is left there", error)
+            named = set()
         ours = {name for name in named if "/" not in name and name.endswith(_ENDING)}
         return Standing(whole, True, tuple(sorted(ours)))
 

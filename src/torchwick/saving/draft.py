@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,87 +10,92 @@ from torchwick.errors import FormatError
 from torchwick.formats.catalog import TensorEntry
 from torchwick.formats.dtypes import SAFETENSORS_BITS, of_torch
 from torchwick.saving.destination import Destination, generation
-from torchwick.saving.files import ArchiveFile, File
+from torchwick.saving.files import ArchiveFile, Draft
 from torchwick.saving.pickled import pickled
 from torchwick.saving.plan import plan
 from torchwick.saving.shared import find_shared, find_ties
 
-__all__ = ["Draft", "draft_archive", "draft_state", "draft_untied"]
+__all__ = ["draft_object", "draft_state_dict"]
 
 _MOST_NAMED = 8
+_ENDING = ".safetensors"
 
 
-@dataclass(frozen=True)
-class Draft:
-    """Files, and the tensors whose bytes they take.
-
-    Attributes:
-        format: ``"safetensors"`` or ``"torch zip"``.
-        files: in the order in which they are written.
-        tensors: in the order in which the files take them.
-    """
-
-    format: str
-    files: tuple[File, ...]
-    tensors: tuple[torch.Tensor, ...]
-
-
-def draft_archive(value: object, name: str, uri: object) -> Draft:
-    """Draft an object as torch's zip format.
-
-    Raises:
-        FormatError: it has tensors without values.
-        Exception: whatever torch.save raises of an object that cannot be pickled.
-    """
-    done = pickled(value, uri)
-    sizes = {key: storage.numel() for key, storage in done.storages.items()}
-    return Draft("torch zip", (ArchiveFile(name, done.data, sizes),), tuple(done.storages.values()))
-
-
-def draft_state(state: object, to: Destination, most: int | None, metadata: Mapping[str, str]) -> Draft:
-    """Draft a flat mapping of tensors as safetensors.
+def draft_object(value: object, to: Destination, most: int | None, metadata: Mapping[str, str]) -> Draft:
+    """Draft an object: in safetensors or in torch's zip format, as the destination's name says.
 
     Args:
-        state: what is written.
+        value: what is written.
         to: where to.
         most: bytes of the tensors of one file; None: all are in one.
-        metadata: texts for the header.
+        metadata: texts for the header of safetensors.
 
     Raises:
-        TypeError: it is no such mapping.
-        FormatError: it has a tensor that safetensors cannot hold, or tensors that share memory.
+        ValueError: there are metadata, and no place for them.
+        TypeError: it is no flat mapping of tensors, and safetensors holds nothing else.
+        FormatError: it has a tensor that the format cannot hold, or tensors that share memory.
+        Exception: whatever torch.save raises of an object that cannot be pickled.
     """
-    tensors = _checked(state, to)
-    for names in find_shared(tensors):
+    if _is_archive(to, metadata):
+        return _draft_archive(value, to)
+    tensors = _checked(value, to)
+    shared = find_shared(tensors)
+    if shared:
         raise FormatError(
-            f"the tensors {', '.join(map(repr, names[:_MOST_NAMED]))} share memory, and a safetensors file "
-            "would have a copy for each",
+            f"the tensors {', '.join(map(repr, shared[0][:_MOST_NAMED]))} share memory, and a safetensors "
+            "file would have a copy for each",
             uri=to.uri,
             hint="Save the module with torchwick.save_model, clone them, or save to a name that ends in .pt.",
         )
-    return _drafted(tensors, to, most, metadata, {})
+    return _draft_state(tensors, to, most, metadata, {})
 
 
-def draft_untied(state: object, to: Destination, most: int | None, metadata: Mapping[str, str]) -> Draft:
-    """Draft the state of a module; of names that share memory, one is written, as by `draft_state`.
+def draft_state_dict(
+    state: Mapping[str, object], to: Destination, most: int | None, metadata: Mapping[str, str]
+) -> Draft:
+    """Draft the state of a module as `draft_object` does; in safetensors, one of names that share memory.
 
     Raises:
-        TypeError: it is no such mapping.
-        FormatError: it has a tensor that safetensors cannot hold.
+        Exception: the same.
     """
+    if _is_archive(to, metadata):
+        return _draft_archive(state, to)
     tensors = _checked(state, to)
     ties = find_ties(tensors, to.uri)
     kept = {name: tensor for name, tensor in tensors.items() if name not in ties}
-    return _drafted(kept, to, most, metadata, ties)
+    return _draft_state(kept, to, most, metadata, ties)
 
 
-def _drafted(
+def _is_archive(to: Destination, metadata: Mapping[str, str]) -> bool:
+    """Whether it is to be torch's zip format.
+
+    Raises:
+        ValueError: that has no place for metadata.
+    """
+    archive = to.file is not None and not to.file.endswith(_ENDING)
+    if archive and metadata:
+        hint = f"end the name in {_ENDING}, or put them into the object"
+        raise ValueError(f"metadata are for safetensors: {hint}")
+    return archive
+
+
+def _draft_archive(value: object, to: Destination) -> Draft:
+    done = pickled(value, to.uri)
+    sizes = {key: storage.numel() for key, storage in done.storages.items()}
+    return Draft("torch zip", (ArchiveFile(to.file or "", done.data, sizes),), tuple(done.storages.values()))
+
+
+def _draft_state(
     tensors: Mapping[str, torch.Tensor],
     to: Destination,
     most: int | None,
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
 ) -> Draft:
+    pairs: Iterable[tuple[object, object]] = metadata.items()
+    for key, text in pairs:
+        if not (isinstance(key, str) and isinstance(text, str)):
+            raise TypeError(f"metadata are texts by name, and {key!r} is the {_kind(text)} {text!r}")
     planned = plan(
         {name: _entry(name, tensor, to) for name, tensor in tensors.items()},
         dtype=None,

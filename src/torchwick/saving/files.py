@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torchwick.formats.torch_zip_writing import (
     PlacedRecord,
@@ -23,10 +23,28 @@ from torchwick.formats.torch_zip_writing import (
 )
 from torchwick.saving.sink import Sink
 
-__all__ = ["ArchiveFile", "Content", "File", "PlainFile", "TensorFile"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ArchiveFile", "Content", "Draft", "File", "PlainFile", "TensorFile"]
 
 Content = Iterable[memoryview]
 """The bytes of one tensor, in stretches."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Files that are to be written, and the tensors whose bytes they take.
+
+    Attributes:
+        format: what they are, as `SaveReport.format` says it.
+        files: in the order in which they are written.
+        tensors: in the order in which the files take them.
+    """
+
+    format: str
+    files: tuple[File, ...]
+    tensors: tuple[torch.Tensor, ...]
 
 
 class File(Protocol):

@@ -13,15 +13,12 @@ from torchwick.config import PutOptions, S3Config, TransferConfig, parse_size
 from torchwick.errors import ObjectExistsError
 from torchwick.report import ProgressCallback, SaveReport
 from torchwick.saving.destination import INDEX, WHOLE, Destination, Standing, save_destination
-from torchwick.saving.draft import Draft, draft_archive
-from torchwick.saving.elements import elements
-from torchwick.saving.files import Content
+from torchwick.saving.files import Content, Draft
 from torchwick.saving.writing import write
 
 __all__ = ["Job", "Wishes", "begin"]
 
 _log = logging.getLogger("torchwick")
-_ENDING = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,8 @@ class Job:
 
     def contents(self) -> Iterator[Content]:
         """Yield the bytes of each tensor, from its own memory."""
+        from torchwick.saving.elements import elements
+
         return (elements(tensor, tensor.dtype) for tensor in self.draft.tensors)
 
     def run(self, contents: Iterator[Content], progress: bool | ProgressCallback) -> SaveReport:
@@ -96,15 +95,15 @@ class Job:
         return report
 
 
-DraftState = Callable[[object, Destination, int | None, Mapping[str, str]], Draft]
-
-
-def begin(value: object, draft_state: DraftState, uri: str | os.PathLike[str], wishes: Wishes) -> Job:
+def begin(
+    drafted: Callable[[Destination, int | None, Mapping[str, str]], Draft],
+    uri: str | os.PathLike[str],
+    wishes: Wishes,
+) -> Job:
     """Draft a save, and look at what is there.
 
     Args:
-        value: what is saved.
-        draft_state: drafts it, if it is to be safetensors.
+        drafted: makes the draft: for a destination, with the most bytes of one file, and metadata.
         uri: where to.
         wishes: how.
 
@@ -114,24 +113,8 @@ def begin(value: object, draft_state: DraftState, uri: str | os.PathLike[str], w
     started = time.perf_counter()
     most = None if wishes.max_shard_size is None else parse_size(wishes.max_shard_size)
     to = save_destination(uri, wishes.s3, wishes.transfer, sharded=most is not None)
-    if _is_archive(to, wishes.metadata):
-        draft = draft_archive(value, to.file or "", to.uri)
-    else:
-        draft = draft_state(value, to, most, wishes.metadata or {})
+    draft = drafted(to, most, wishes.metadata or {})
     return Job(draft, to, wishes, _outdated(draft, to, wishes), started)
-
-
-def _is_archive(to: Destination, metadata: Mapping[str, str] | None) -> bool:
-    """Whether it is to be torch's zip format.
-
-    Raises:
-        ValueError: that has no place for metadata.
-    """
-    archive = to.file is not None and not to.file.endswith(_ENDING)
-    if archive and metadata:
-        hint = f"end the name in {_ENDING}, or put them into the object"
-        raise ValueError(f"metadata are for safetensors: {hint}")
-    return archive
 
 
 def _outdated(draft: Draft, to: Destination, wishes: Wishes) -> tuple[str, ...]:

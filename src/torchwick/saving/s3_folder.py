@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 from torchwick.config import PutOptions, S3Config, TransferConfig
@@ -112,7 +113,8 @@ class S3Folder:
             if upload.receipt is None:
                 continue
             try:
-                self._uploads.delete(upload.uri)
+                # In a bucket with versions that one, so that what was there before is seen again.
+                self._uploads.delete(replace(upload.uri, version=upload.receipt.version))
             except StoreError as failure:
                 if isinstance(error, StoreError):
                     error.add_remark(f"{upload.uri} is there already and could not be deleted again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torchwick.config import PutOptions, S3Config, TransferConfig
@@ -74,7 +75,7 @@ def save(
         >>> report.format, report.tensors, report.size
         ('safetensors', 1, 124)
     """
-    from torchwick.saving.draft import draft_state
+    from torchwick.saving.draft import draft_object
     from torchwick.saving.job import Wishes, begin
 
     wishes = Wishes(
@@ -86,7 +87,7 @@ def save(
         s3=s3,
         transfer=transfer,
     )
-    job = begin(obj, draft_state, uri, wishes)
+    job = begin(partial(draft_object, obj), uri, wishes)
     return _told(job.run(job.contents(), progress), on_report)
 
 
@@ -135,7 +136,7 @@ def save_model(
         ...     save_model(torch.nn.Linear(2, 3), f"{folder}/new.safetensors").tensors
         2
     """
-    from torchwick.saving.draft import draft_untied
+    from torchwick.saving.draft import draft_state_dict
     from torchwick.saving.job import Wishes, begin
 
     wishes = Wishes(
@@ -147,7 +148,7 @@ def save_model(
         s3=s3,
         transfer=transfer,
     )
-    job = begin(model.state_dict(), draft_untied, uri, wishes)
+    job = begin(partial(draft_state_dict, model.state_dict()), uri, wishes)
     return _told(job.run(job.contents(), progress), on_report)
 
 

@@ -113,6 +113,8 @@ class Line:
             if asked.while_waiting is not None:
                 asked.while_waiting()
             answer = HTTPAnswer(connection.getresponse(), connection.sock, self._timeout)
+            if not self._sent and answer.status < http.client.MULTIPLE_CHOICES:
+                raise ConnectionResetError("a success was answered before all was sent")
         if self._proxy is not None and answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
             raise refusal(self._proxy, answer.status, url.netloc)
         self._answer = answer

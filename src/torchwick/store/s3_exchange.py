@@ -66,8 +66,10 @@ def _new_object(uri: URI, config: S3Config) -> dict[str, Any]:
 
 
 def _key(uri: URI, config: S3Config) -> dict[str, Any]:  # noqa: ARG001
-    """Return the arguments that only name an object."""
-    return {"Bucket": uri.bucket, "Key": uri.key}
+    """Return the arguments that only name an object, or one version of it."""
+    return {"Bucket": uri.bucket, "Key": uri.key} | (
+        {} if uri.version is None else {"VersionId": uri.version}
+    )
 
 
 def _directory(uri: URI, config: S3Config) -> dict[str, Any]:  # noqa: ARG001

@@ -33,7 +33,7 @@ __all__ = ["Habits", "S3Writer"]
 
 _T = TypeVar("_T")
 
-_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
+_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch")
 _KNOWS_NOT = ("InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "400", "501")
 _ABSENT = ("404", "NoSuchKey", "NotFound")
 _GONE = ("404", "NoSuchUpload", "NoSuchKey", "NotFound")

@@ -2,6 +2,9 @@
 
 A store that refuses a request (it is busy, it knows no such key) may answer while the body is still on its
 way, and close: whoever only sends meets a broken pipe, and never reads why.
+
+A line is dead when nothing leaves it, and not when nothing more goes in: the kernel takes megabytes at once,
+and a slow line needs longer than any timeout until it takes the next.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ __all__ = ["await_answer", "send_body"]
 
 _MOST_VIEWS = 1024  # of one sendmsg: Linux's IOV_MAX
 _SLICE = 4 << 20  # bytes offered at once: as many as the kernel's send buffer takes (net.ipv4.tcp_wmem)
-_TOLD = 1 << 20  # bytes between two words on how far it is, over TLS
 _RECORD = 16 << 10  # bytes; OpenSSL writes one record a call (RFC 8446, section 5.1)
+_TOLD = 1 << 20  # bytes between two words on how far it is, over TLS
 
 
 def send_body(
@@ -32,8 +35,8 @@ def send_body(
     Args:
         connected: where to; left with Python's timeout set.
         body: the bytes, in order.
-        timeout: seconds without progress after which the connection counts as dead.
-        sent: told, as they go, how many bytes more went out.
+        timeout: seconds without progress after which the connection counts as dead, twice that at the latest.
+        sent: told, as they go, how many bytes more went out. What it raises ends the sending.
 
     Returns:
         Whether all of it was sent: the other side may have answered before, or closed.
@@ -43,9 +46,6 @@ def send_body(
         TimeoutError: nothing could be sent for so long.
     """
     told = sent or _unheard
-    if isinstance(connected, ssl.SSLSocket):
-        _send_records(connected, body, told)
-        return True
     if not hasattr(select, "poll"):  # Windows
         for view in body:
             connected.sendall(view)
@@ -53,6 +53,9 @@ def send_body(
         return True
     connected.settimeout(0.0)
     try:
+        if isinstance(connected, ssl.SSLSocket):
+            _send_records(connected, body, timeout, told)
+            return True
         return _send_slices(connected, collections.deque(filter(len, body)), timeout, told)
     finally:
         connected.settimeout(timeout)
@@ -68,13 +71,8 @@ def _send_slices(
     timeout: float,
     told: Callable[[int], object],
 ) -> bool:
-    watch = select.poll()
-    watch.register(connected, select.POLLIN | select.POLLOUT)
     while left:
-        ready = watch.poll(timeout * 1000)
-        if not ready:
-            raise TimeoutError(f"no byte could be sent for {timeout:g} seconds")
-        if ready[0][1] & select.POLLIN:
+        if _wait(connected, select.POLLIN | select.POLLOUT, timeout) & select.POLLIN:
             return False
         try:
             count = connected.sendmsg(_slice(left))
@@ -105,41 +103,57 @@ def _advance(left: collections.deque[memoryview], count: int) -> None:
 
 
 def _send_records(
-    connected: ssl.SSLSocket, body: Sequence[memoryview], told: Callable[[int], object]
+    connected: ssl.SSLSocket,
+    body: Sequence[memoryview],
+    timeout: float,
+    told: Callable[[int], object],
 ) -> None:
-    """Send record by record; the timeout is Python's, for each.
+    """Send record by record.
 
     What the other side sends meanwhile is left alone: over TLS that may be a session ticket.
     """
-    write = connected.write
     for view in body:
         for start in range(0, len(view), _TOLD):
             slice_ = view[start : start + _TOLD]
-            for at in range(0, len(slice_), _RECORD):
-                record = slice_[at : at + _RECORD]
-                while (count := write(record)) < len(record):
-                    record = record[count:]
+            _send_some_records(connected, slice_, timeout)
             told(len(slice_))
 
 
-def await_answer(connected: socket.socket, timeout: float) -> None:
-    """Return when an answer begins to come; a long wait is none while the kernel still sends the body.
+def _send_some_records(connected: ssl.SSLSocket, left: memoryview, timeout: float) -> None:
+    write = connected.write
+    while len(left):
+        try:
+            left = left[write(left[:_RECORD]) :]
+        except ssl.SSLWantWriteError:
+            _wait(connected, select.POLLOUT, timeout)
+        except ssl.SSLWantReadError:
+            _wait(connected, select.POLLIN, timeout)
 
-    Megabytes of it lie in the kernel's buffer when the last call to send returns, which a slow line takes
-    longer for than the timeout.
+
+def await_answer(connected: socket.socket, timeout: float) -> None:
+    """Return when an answer begins to come.
 
     Raises:
         TimeoutError: nothing came, and nothing more was sent, for so long.
     """
-    if not hasattr(select, "poll"):
-        return
+    if hasattr(select, "poll"):
+        _wait(connected, select.POLLIN, timeout)
+
+
+def _wait(connected: socket.socket, events: int, timeout: float) -> int:
+    """Return what of the events came about, for as long as bytes go on leaving the kernel's buffer.
+
+    Raises:
+        TimeoutError: none came about.
+    """
     watch = select.poll()
-    watch.register(connected, select.POLLIN)
-    unsent = _unsent(connected)
-    while not watch.poll(timeout * 1000):
+    watch.register(connected, events)
+    unsent = sys.maxsize
+    while not (ready := watch.poll(timeout * 1000)):
         before, unsent = unsent, _unsent(connected)
         if unsent >= before:
-            raise TimeoutError(f"no answer came for {timeout:g} seconds")
+            raise TimeoutError(f"no byte was taken, and none came, for {timeout:g} seconds")
+    return ready[0][1]
 
 
 def _unsent(connected: socket.socket) -> int:

@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torchwick.errors import AccessDeniedError, StoreError, TransferError
+from torchwick.errors import BusyError, StoreError, TransferError
 from torchwick.store import Stored, StoredPart, Writer
 from torchwick.transfer.insist import Insistent
-from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.tally import Tally
 from torchwick.uri import URI
 
@@ -82,13 +81,16 @@ class Appearance:
         uri: the object.
         write: sends the request.
         expected: what is there afterwards.
+
+    Attributes:
+        unsure: whether a request was sent whose answer did not come, or said nothing.
     """
 
     def __init__(self, uri: URI, write: Callable[[Writer], Stored], expected: Expected) -> None:
         self._uri = uri
         self._write = write
         self._expected = expected
-        self._unsure = False
+        self.unsure = False
 
     def run(self, insistent: Insistent, tally: Tally) -> Stored:
         """Send the request until it is known what came of it.
@@ -111,24 +113,29 @@ class Appearance:
                 hint="Look at it, and write it again with overwrite=True if need be.",
             ) from None
 
+    def is_there(self, writer: Writer) -> bool:
+        """Whether an object is there that is the one that was sent."""
+        found = writer.find(self._uri)
+        return found is not None and self._expected.is_met_by(found) is True
+
     def _attempt(self, writer: Writer) -> Stored:
+        before, self.unsure = self.unsure, True  # whatever ends the request, Ctrl-C too
         try:
             return self._write(writer)
         except StoreError as error:
-            if not (self._unsure and error.code in _TOO_LATE):
-                self._unsure = self._unsure or isinstance(error, TRANSIENT)
+            self.unsure = before or isinstance(error, BusyError | TransferError)
+            if not (before and error.code in _TOO_LATE):
                 raise
             refusal = error
-        except TRANSIENT:
-            self._unsure = True
-            raise
         return self._look(writer, refusal)
 
     def _look(self, writer: Writer, refusal: StoreError) -> Stored:
         """Return what is there if it is what was sent, or raise the refusal."""
         try:
             found = writer.find(self._uri)
-        except AccessDeniedError:
+        except BusyError:
+            raise
+        except StoreError:
             raise _UnknownError from None
         if found is None:  # the first request may still be at work
             raise ConnectionAbortedError("the store refused what it had begun, and nothing is there")

@@ -17,6 +17,7 @@ from torchwick.transfer.cutting import Cut
 from torchwick.transfer.insist import MakeWriter
 from torchwick.transfer.outbox import Outbox
 from torchwick.transfer.retry import TRANSIENT, Retry
+from torchwick.transfer.steady import Outflow
 from torchwick.transfer.tally import Tally
 
 __all__ = ["Arrivals", "Outgoing", "Sender"]
@@ -69,6 +70,7 @@ class Sender:
         outbox: parts that no sender has; shared.
         surplus: one entry for each sender that is one too many; shared.
         how: sums the parts.
+        timeout: `TransferConfig.timeout`.
         budget: what the upload may spend on failures; shared.
     """
 
@@ -77,7 +79,9 @@ class Sender:
         make_writer: MakeWriter,
         outbox: Outbox[Outgoing],
         surplus: collections.deque[bool],
+        *,
         how: Algorithm,
+        timeout: float,
         budget: Budget,
     ) -> None:
         self.tally = Tally()
@@ -89,6 +93,8 @@ class Sender:
         self._outbox = outbox
         self._surplus = surplus
         self._how = how
+        self._timeout = timeout
+        self._outflow = Outflow(timeout)
         self._budget = budget
         self._stopped = threading.Event()
         self._held = threading.Lock()
@@ -143,6 +149,7 @@ class Sender:
             before = self.there
             try:
                 self.tally.requests += 1
+                self._outflow = Outflow(self._timeout)
                 part = writer.put_part(job.multipart, cut.number, cut.views, value, self._sent)
             except (*TRANSIENT, StoreError) as error:
                 writer.reset()
@@ -172,8 +179,10 @@ class Sender:
         self._outbox.done(job.cut.size)
 
     def _sent(self, count: int) -> None:
+        now = time.monotonic()
         self.there += count
-        self._budget.byte_arrived(time.monotonic())
+        self._outflow.went(count, now)
+        self._budget.byte_arrived(now)
 
     def _recover(self, job: Outgoing, error: Exception) -> None:
         """Wait until it is time to send the part again.

@@ -1,4 +1,4 @@
-"""Notices a connection that still sends, but so slowly that another is better.
+"""Notices a connection that still moves bytes, but so slowly that another is better.
 
 A socket's timeout does not: every byte starts it anew. So bytes are counted over windows of the timeout's
 length. The floor is absolute and tiny. A line that is slow for everyone never falls below it, so that no
@@ -13,13 +13,13 @@ import time
 from torchwick.store import Body
 from torchwick.transfer.budget import Budget
 
-__all__ = ["SteadyBody", "TooSlowError"]
+__all__ = ["Outflow", "SteadyBody", "TooSlowError"]
 
 _FLOOR = 1024  # bytes a second: 8 connections on a modem's line of 64 kbit/s
 
 
 class TooSlowError(ConnectionAbortedError):
-    """A connection sent less than the floor: as good as nothing."""
+    """A connection moved less than the floor: as good as nothing."""
 
 
 class SteadyBody:
@@ -58,3 +58,30 @@ class SteadyBody:
         if self._count < _FLOOR * seconds:
             raise TooSlowError(f"only {self._count} bytes came in {seconds:.1f} seconds")
         self._since, self._count = self._now, 0
+
+
+class Outflow:
+    """Bytes that are sent, which have to go at no less than the floor.
+
+    Args:
+        timeout: seconds of a window.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._since = time.monotonic()
+        self._count = 0
+
+    def went(self, count: int, now: float) -> None:
+        """Count bytes that went out `now`, by the monotonic clock.
+
+        Raises:
+            TooSlowError: they, and those before them, were too few for the time they took.
+        """
+        self._count += count
+        seconds = now - self._since
+        if seconds < self._timeout:
+            return
+        if self._count < _FLOOR * seconds:
+            raise TooSlowError(f"only {self._count} bytes were taken in {seconds:.1f} seconds")
+        self._since, self._count = now, 0

@@ -16,9 +16,9 @@ import http.client
 import logging
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torchwick.config import PutOptions, TransferConfig
@@ -31,7 +31,7 @@ from torchwick.transfer.cutting import LARGEST_OBJECT, Cut, Cutter, parts_of
 from torchwick.transfer.insist import Insistent
 from torchwick.transfer.meter import Meter
 from torchwick.transfer.outbox import Outbox
-from torchwick.transfer.pace import Pace
+from torchwick.transfer.pace import Pace, Reading
 from torchwick.transfer.retry import Retry
 from torchwick.transfer.sender import Arrivals, Outgoing, Sender
 from torchwick.transfer.tally import Tally
@@ -44,6 +44,7 @@ _log = logging.getLogger("torchwick")
 
 _TICK = 0.1  # seconds between looks at the senders
 _AHEAD = 2  # parts for each connection that may wait or be on their way: the next is there when one is sent
+_TELLING = 2  # parts for each connection that have to arrive for a rate
 _MOST_KEPT = (
     64 << 20
 )  # bytes of small objects that are held until all appear; more of them go ahead, in parts
@@ -53,6 +54,8 @@ _REMAINS = (
     "An incomplete upload remains there, and is billed for: abort it (`aws s3api abort-multipart-upload "
     "--upload-id {id}`), or let the bucket's lifecycle rule AbortIncompleteMultipartUpload do so"
 )
+_IS_THERE = "the answer that it was written did not come, but it is there"
+_MAY_BE_THERE = "the answer that it was written did not come, and it may be there"
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Uploads:
         self._outbox: Outbox[Outgoing] = Outbox()
         self._pace = Pace.of(config.connections, secure=store.secure)
         self._memory = config.memory_bytes()
-        self._meter = Meter()
+        self._meter, self._gauge = Meter(), Meter()
+        self._gauged = 0
         self._threads = Threads("write")
         self._surplus: collections.deque[bool] = collections.deque()
         self._senders: list[Sender] = []
@@ -140,7 +144,7 @@ class Uploads:
         try:
             self._stop()
         finally:
-            remarks = [remark for upload in self._uploads if (remark := self._discard(upload)) is not None]
+            remarks = [remark for upload in self._uploads for remark in self._discard(upload)]
         if isinstance(error, TorchwickError):
             for remark in remarks:
                 error.add_remark(remark)
@@ -196,10 +200,11 @@ class Uploads:
         for upload in self._uploads:
             if upload.receipt is None:
                 upload.receipt = self._complete(upload)
+        self._look(now=True)
         return [upload.receipt for upload in self._uploads if upload.receipt is not None]
 
     def delete(self, uri: URI) -> None:
-        """Delete an object, whether there is one or not.
+        """Delete an object, or one version of it, whether there is one or not.
 
         Raises:
             StoreError: the store refused.
@@ -239,13 +244,28 @@ class Uploads:
         for future in [future for future in self._running if future.done()]:
             self._running.remove(future)
             future.result()
-        wanted = self._pace.adapt(self._meter.read(self._senders, starved=self._outbox.idle > 0))
+        wanted = self._pace.adapt(self._read())
         self._surplus.clear()
         self._surplus.extend([True] * (self._busy - wanted))
         self._start_more()
         self.connections = max(self.connections, self._busy)
         if self._on_progress is not None:
-            self._on_progress(sum(sender.there for sender in self._senders), self._busy)
+            alone = (upload.size for upload in self._uploads if upload.multipart is None and upload.receipt)
+            self._on_progress(sum(sender.there for sender in self._senders) + sum(alone), self._busy)
+
+    def _read(self) -> Reading:
+        """Return what happened since the last look; a rate only where enough parts arrived to tell one.
+
+        Bytes count as sent when the kernel has them. Over a short while that is the rate at which its buffers
+        fill, which every new connection seems to raise.
+        """
+        now = replace(self._meter.read(self._senders, starved=True), rate=0.0)
+        arrived = sum(len(upload.arrivals.parts) for upload in self._uploads)
+        if arrived - self._gauged < _TELLING * self._pace.connections:
+            return now
+        self._gauged = arrived
+        gauged = self._gauge.read(self._senders, starved=self._outbox.idle > 0)
+        return replace(now, rate=gauged.rate, busy=gauged.busy, starved=gauged.starved)
 
     @property
     def _busy(self) -> int:
@@ -255,17 +275,26 @@ class Uploads:
     def _start_more(self) -> None:
         """Start senders, as many as there are parts for and the pace allows."""
         for _ in range(min(self._pace.connections - len(self._running), self._outbox.ready)):
-            sender = Sender(self._make_writer, self._outbox, self._surplus, self._how, self._budget)
+            sender = Sender(
+                self._make_writer,
+                self._outbox,
+                self._surplus,
+                how=self._how,
+                timeout=self._config.timeout,
+                budget=self._budget,
+            )
             self._senders.append(sender)
             self._running.add(self._threads.start(sender))
 
     def _complete(self, upload: Upload) -> Receipt:
         """Let one object appear."""
-        stored = upload.appearance(self._how).run(self._insistent, upload.tally)
+        upload.appearing = upload.appearance(self._how)
+        stored = upload.appearing.run(self._insistent, upload.tally)
         checksum = upload.checksum(self._how)
         kept = stored.checksum
         if kept is None and checksum is not None and self._store.takes_checksums:
             kept = self._asked_for(upload)
+        upload.kept.clear()  # their memory may be wanted back
         tally, parts = upload.tally, upload.arrivals
         return Receipt(
             upload.uri,
@@ -291,11 +320,29 @@ class Uploads:
             sender.stop()
         self._threads.join()
 
-    def _discard(self, upload: Upload) -> str | None:
-        """Abort what was not completed, and return what there is to say if that failed."""
-        multipart = upload.multipart
-        if multipart is None or upload.receipt is not None:
-            return None
+    def _discard(self, upload: Upload) -> Iterator[str]:
+        """Abort what was not completed, and yield what there is to say of what is left of it."""
+        if upload.receipt is not None:
+            return
+        if upload.multipart is not None:
+            try:
+                self._abort(upload, upload.multipart)
+            except TorchwickError as error:
+                remark = _REMAINS.format(id=upload.multipart.id)
+                _log.warning("%s: %s. %s", upload.uri, error.message, remark)
+                yield remark
+        if upload.appearing is not None and upload.appearing.unsure:
+            found = self._after_all(upload, upload.appearing)
+            if found is not None:
+                _log.warning("%s: %s", upload.uri, found)
+                yield f"{upload.uri}: {found}"
+
+    def _abort(self, upload: Upload, multipart: Multipart) -> None:
+        """Abort an upload in parts.
+
+        Raises:
+            StoreError: it could not be done.
+        """
         again = any(sender.broke_off for sender in self._senders)
 
         def send(writer: Writer) -> None:
@@ -304,13 +351,15 @@ class Uploads:
                 # A part that was broken off may have arrived after the abort; the second finds nothing.
                 writer.discard(multipart)
 
+        self._insistent.ask(send, upload.uri, upload.tally, done="aborted", most=_ABORTS)
+
+    def _after_all(self, upload: Upload, appearing: Appearance) -> str | None:
+        """Say what became of an object whose writing was broken off; None: it is not there."""
         try:
-            self._insistent.ask(send, upload.uri, upload.tally, done="aborted", most=_ABORTS)
-        except TorchwickError as error:
-            remark = _REMAINS.format(uri=upload.uri, id=multipart.id)
-            _log.warning("%s: %s. %s", upload.uri, error.message, remark)
-            return remark
-        return None
+            there = self._insistent.ask(appearing.is_there, upload.uri, upload.tally, most=_ABORTS)
+        except TorchwickError:
+            return _MAY_BE_THERE
+        return _IS_THERE if there else None
 
 
 class Upload:
@@ -323,6 +372,7 @@ class Upload:
         kept: the bytes of an object that goes in one request.
         arrivals: what the store has.
         tally: what it has cost, besides its parts.
+        appearing: what makes it appear, from when on that was tried.
         receipt: what it became, once it is there.
     """
 
@@ -341,6 +391,7 @@ class Upload:
         self.kept: list[memoryview] = []
         self.arrivals = Arrivals()
         self.tally = Tally()
+        self.appearing: Appearance | None = None
         self.receipt: Receipt | None = None
         self._cutter = Cutter(part_size)
         self._send = send
