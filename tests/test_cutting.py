@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import random_bytes
@@ -15,6 +15,7 @@ MIB = 1 << 20
 CONTENT = random_bytes(300_000)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     part_size=st.integers(1, 120_000),
     sizes=st.lists(st.one_of(st.integers(0, 300), st.integers(16_000, 60_000)), max_size=20),
@@ -55,6 +56,7 @@ def test_small_writes_are_one_view() -> None:
     assert [bytes(view) for view in rest.views] == [b"tiny" * 1000]
 
 
+@settings(deadline=None)
 @given(size=st.integers(0, LARGEST_OBJECT), wanted=st.one_of(st.just("auto"), st.integers(1, 1 << 40)))
 def test_parts_keep_within_the_limits_of_s3(size: int, wanted: int | str) -> None:
     part_size = parts_of(size, wanted)

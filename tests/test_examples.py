@@ -94,6 +94,14 @@ def test_a_model_of_transformers(aws_env: SeaweedFS, shared_bucket: str, put: Pu
     assert "no tokenizer: transformers makes no AutoTokenizer of it" in done.stdout
 
 
+def test_checkpoints_of_lightning(model: str) -> None:
+    directory = model.removesuffix("example.pt") + "lightning/"
+    done = _run("lightning_from_s3.py", directory)
+    assert done.returncode == 0, done.stderr
+    assert f"from None: 40 steps, saved as {directory}last.ckpt" in done.stdout
+    assert torchwick.load(f"{directory}last.ckpt")["global_step"] == 40
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_it_says_how_it_is_called(example: Path) -> None:
     done = _run(example.name)

@@ -253,21 +253,22 @@ class TestWhoAsks:
         config = tmp_path / "config"
         program = tmp_path / "slow"
         answer = '{"Version": 1, "AccessKeyId": "AKIASLOW", "SecretAccessKey": "hush"}'
-        program.write_text(f"#!/bin/sh\nsleep 1\necho '{answer}'\n")
+        asked = tmp_path / "asked"
+        program.write_text(f"#!/bin/sh\ntouch {asked}\nsleep 1\necho '{answer}'\n")
         program.chmod(0o700)
         config.write_text(f"[default]\ncredential_process = {program}\n")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         script = (
-            "import multiprocessing, sys, threading, time, torchwick\n"
+            "import multiprocessing, os, sys, threading, time, torchwick\n"
             "slow = threading.Thread(target=torchwick.load, args=(sys.argv[1],)); slow.start()\n"
-            "time.sleep(0.7)\n"
+            "while not os.path.exists(sys.argv[2]): time.sleep(0.01)\n"
             "fork = multiprocessing.get_context('fork')\n"
             "child = fork.Process(target=torchwick.load, args=(sys.argv[1],)); child.start()\n"
-            "child.join(20); print(child.exitcode); child.kill(); slow.join()\n"
+            "child.join(40); print(child.exitcode); child.kill(); slow.join()\n"
         )
-        assert run_python(script, URI) == "0\n"
+        assert run_python(script, URI, str(asked)) == "0\n"
 
     def test_threads_that_replace_each_others_caller(self, stored: FaultyServer) -> None:
         callers = Callers(S3Config(), 5, lambda _: None)
@@ -730,6 +731,11 @@ class TestDirectories:
         with pytest.raises(StoreError, match="is not in it") as caught:
             self._list()
         assert caught.value.uri == "s3://models/llama/"
+
+    def test_a_folder_that_lies_elsewhere(self, sharded: FaultyServer) -> None:
+        sharded.on(_page("<CommonPrefixes><Prefix>other/old/</Prefix></CommonPrefixes>"))
+        with pytest.raises(StoreError, match="'other/old/', which is not in it"):
+            self._list()
 
     def test_a_store_that_knows_no_delimiter(self, sharded: FaultyServer) -> None:
         sharded.on(

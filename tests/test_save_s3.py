@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,8 +33,6 @@ from torchwick import Progress, PutOptions, SaveReport, TransferConfig
 from torchwick.saving import convert
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from faulty import FaultyServer
     from torchwick.demo.server import SeaweedFS
 
@@ -353,12 +352,19 @@ def test_a_failure_ends_the_wait_for_memory(tmp_path: Path) -> None:
     def fail(_: Progress) -> None:
         raise RuntimeError("no more")
 
-    future = torchwick.save_async(
-        mixed(), tmp_path / "new.pt", progress=fail, transfer=TransferConfig(memory_limit="20MB")
-    )
-    with pytest.raises(RuntimeError, match="no more"):
-        future.result(timeout=30)
+    futures = [
+        torchwick.save_async(
+            mixed(), tmp_path / "new.pt", progress=fail, transfer=TransferConfig(memory_limit=limit)
+        )
+        for limit in ("20MB", "1GB")
+    ]
+    for future in futures:
+        with pytest.raises(RuntimeError, match="no more"):
+            future.result(timeout=30)
     assert list(tmp_path.iterdir()) == []
+    gc.collect()
+    views = [each for each in gc.get_objects() if type(each) is memoryview and each.nbytes > 1 << 20]
+    assert not views, "copies that nobody will write are kept"
 
 
 def test_ctrl_c_while_it_copies(tmp_path: Path) -> None:
@@ -386,8 +392,8 @@ def test_ctrl_c_while_its_result_is_awaited(folder: str, s3_client: Any) -> None
             release.wait(0.5)
 
     future = torchwick.save_async(mixed(), f"{folder}new.pt", progress=hold)
+    awaited.set()
     with pytest.raises(KeyboardInterrupt):
-        awaited.set()
         future.result()
     release.set()
     with pytest.raises(CancelledError):

@@ -285,6 +285,14 @@ class TestListing:
         assert listing is not None
         assert [info.size for info in listing] == [2, SIZE]
 
+    def test_directories_in_it(self, place: Place, lister: Connection, directory: URI) -> None:
+        for name in ("llama/a b/model.pt", "llama/old/1/model.pt", "llama/old/2.pt", "llama2/model.pt"):
+            place.put(name, b"{}")
+        entries = lister.entries(directory)
+        assert entries is not None
+        shown = [(info.uri.key.removeprefix(directory.key), info.size) for info in entries]
+        assert shown == [("a b/", None), ("model.pt", SIZE), ("old/", None)]
+
     def test_it_need_not_have_its_slash(self, lister: Connection, directory: URI) -> None:
         bare = dataclasses.replace(directory, key=directory.key.rstrip("/"))
         assert lister.list(bare) == lister.list(directory) != []
@@ -338,6 +346,7 @@ class TestListing:
 @pytest.mark.parametrize("place", ["web", "web-tls"], indirect=True)
 def test_the_web_lists_nothing(lister: Connection, directory: URI) -> None:
     assert lister.list(directory) is None
+    assert lister.entries(directory) is None
     assert read(lister, directory.child("model.pt"), 5, 10) == CONTENT[5:10]
 
 

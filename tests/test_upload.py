@@ -199,6 +199,17 @@ def test_a_folder_takes_back_what_had_appeared(aws_env: SeaweedFS, s3_client: An
     assert unfinished(s3_client, bucket) == []
 
 
+def test_progress_reaches_the_end(uploads: Callable[..., Uploads], shared_bucket: str) -> None:
+    told: list[int] = []
+    with uploads(on_progress=lambda done, connections: told.append(done)) as group:
+        for name, size in (("progress/a", 100), ("progress/b", 6 * MIB), ("progress/c", 50)):
+            upload = group.begin(parse(f"s3://{shared_bucket}/{name}"), size, overwrite=True)
+            upload.write(bytes(size))
+            upload.end()
+        group.complete()
+    assert told[-1] == 6 * MIB + 150
+
+
 def test_in_a_bucket_with_versions_nothing_of_a_failed_folder_stays(
     aws_env: SeaweedFS, s3_client: Any, bucket: str
 ) -> None:
@@ -226,7 +237,7 @@ def test_memory_that_is_held_is_bounded(uploads: Callable[..., Uploads], bucket:
         upload = group.begin(parse(f"s3://{bucket}/model"), 60 * MIB, overwrite=False)
         for written in range(12):
             upload.write(bytes(5 * MIB))
-            assert sum(sender.there for sender in group._senders) >= (written - 2) * 5 * MIB
+            assert sum(sender.there for sender in group._crew._senders) >= (written - 2) * 5 * MIB
         upload.end()
         group.wait()
         group.complete()

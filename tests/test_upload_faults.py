@@ -82,6 +82,11 @@ def asked(server: FaultyServer, method: str) -> list[Request]:
     return [request for request in server.requests if request.method == method]
 
 
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchwick.transfer.retry._FIRST_WAIT", 0.02)
+
+
 @pytest.fixture(params=[True, False], ids=["overwriting", "conditional"])
 def overwrite(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
@@ -123,6 +128,23 @@ class TestRequests:
             assert headers["x-amz-server-side-encryption-bucket-key-enabled"] == "true"
             for request in faulty_s3.requests:
                 assert request.headers["x-amz-expected-bucket-owner"] == "123456789012"
+
+    def test_the_connections_serve_the_next_upload(self, faulty_s3: FaultyServer) -> None:
+        for _ in range(4):
+            upload(overwrite=True)
+        assert faulty_s3.connections == 2
+
+    @pytest.mark.parametrize("content", [CONTENT, b"small"], ids=["parts", "one-request"])
+    def test_a_bucket_in_another_region_is_found(self, faulty_s3: FaultyServer, content: bytes) -> None:
+        elsewhere = S3Error(301, "PermanentRedirect", headers={"x-amz-bucket-region": "eu-west-1"})
+        for method in ("POST", "PUT"):
+            faulty_s3.on(
+                Unread(0, elsewhere),
+                method=method,
+                where=lambda r: "eu-west-1" not in r.headers["authorization"],
+            )
+        upload(content)
+        assert faulty_s3.content(PATH) == content
 
 
 class TestParts:

@@ -87,7 +87,8 @@ class SavedFile:
     Attributes:
         uri: where it is, as text without secrets.
         size: its bytes.
-        tensors: how many are in it; in torch's zip format, how many storages.
+        tensors: how many are in it; in torch's zip format, how many storages. 0 for an index, and for what
+            was uploaded as it is.
         etag: the store's tag of it, or None where it gives none.
         version: the S3 version that it became, or None in a bucket without versions.
     """
@@ -105,7 +106,8 @@ class SaveReport:
 
     Attributes:
         uri: where to, as it was given, without secrets.
-        format: ``"safetensors"`` or ``"torch zip"``.
+        format: ``"safetensors"`` or ``"torch zip"``; of files that were uploaded as they are, also
+            ``"torch legacy"``, ``"torch tar"`` or ``"directory"``.
         files: what was written, in the order of the shards, the index last.
         deleted: what was there before, and was deleted.
         tensors: how many were written; in torch's zip format, how many storages.

@@ -16,6 +16,7 @@ __all__ = ["elements", "snapshot"]
 
 _SLICE = 16 << 20
 """Bytes of one stretch: large enough for the calls not to count, and about a part of an upload."""
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MAPPED = 1 << 20  # bytes of memory for which the system is asked
 
 
@@ -56,7 +57,7 @@ def snapshot(tensor: torch.Tensor, dtype: torch.dtype, most: int = _SLICE) -> It
 def _copied(part: torch.Tensor, dtype: torch.dtype) -> memoryview:
     size = part.numel() * dtype.itemsize
     # Not from the heap: in one that is cut to pieces meanwhile, no slice would fit where the last one was.
-    memory = mmap.mmap(-1, size) if size >= _MAPPED else bytearray(size)
+    memory = mmap.mmap(-1, size, flags=_PRIVATE) if size >= _MAPPED else bytearray(size)
     torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(part.shape).copy_(part)
     return memoryview(memory).toreadonly()
 

@@ -5,6 +5,7 @@ What is copied and not yet taken counts against a bound; whoever copies waits fo
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -76,5 +77,8 @@ class Snapshots:
         self._queue.put(CancelledError())
 
     def close(self) -> None:
-        """Have whoever waits for room raise `ClosedError`; called from any thread."""
+        """Let go of all copies, and have whoever waits for room raise `ClosedError`; from any thread."""
         self._ceiling.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()

@@ -21,6 +21,7 @@ from torchwick.saving.sink import Sink
 
 __all__ = ["upload"]
 
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _SLICE = 16 << 20  # bytes that are read at once: about a part
 _HEAD = 512  # bytes that tell the format
 _INDEX = ".index.json"
@@ -115,7 +116,9 @@ class _Copy:
         left = self.size
         with _told(self.path), self.path.open("rb", buffering=0) as file:
             while left:
-                part = memoryview(mmap.mmap(-1, min(left, _SLICE)))  # which the sink may hold on to
+                part = memoryview(
+                    mmap.mmap(-1, min(left, _SLICE), flags=_PRIVATE)
+                )  # which the sink may hold on to
                 count = file.readinto(part)
                 if not count:
                     hint = "Upload it when no one writes it."

@@ -55,7 +55,7 @@ class ObjectInfo:
 
 
 Listing = list[ObjectInfo]
-"""The objects directly in a directory, sorted by name; of each the address, size and tag are known."""
+"""What lies directly in a directory, sorted by name; of each object the address, size and tag are known."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,17 @@ class Connection(Protocol):
         """
         ...
 
+    def entries(self, directory: URI) -> Listing | None:
+        """Return what `list` does, and the directories in it: their addresses end in a slash.
+
+        Args:
+            directory: its address, or the same without the slash.
+
+        Raises:
+            OSError: as by `list`.
+        """
+        ...
+
     def reset(self) -> None:
         """Close the line; the next request opens a new one."""
         ...
@@ -199,12 +210,14 @@ class Stored:
         version: its S3 version, or None in a bucket without versions.
         size: its bytes, or None where the answer does not say.
         checksum: its CRC64NVME as the server keeps it, or None where it keeps none.
+        modified: the server's ``Last-Modified``, or None where the answer does not say.
     """
 
     etag: str | None
     version: str | None = None
     size: int | None = None
     checksum: int | None = None
+    modified: str | None = None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,10 @@ class LocalConnection:
 
     def list(self, directory: URI) -> Listing:
         """Return the files in a directory, links to files among them; see `torchwick.store.base`."""
+        return [info for info in self.entries(directory) if not info.uri.is_directory]
+
+    def entries(self, directory: URI) -> Listing:
+        """Return the files and directories in a directory; see `torchwick.store.base`."""
         directory = directory.as_directory()
         try:
             with os.scandir(directory.key) as entries:
@@ -95,8 +99,10 @@ class LocalConnection:
             raise StoreError(text, uri=directory, hint="Check the disk.") from error
         return [
             _described(replace(directory, key=directory.key + name), status)
+            if stat.S_ISREG(status.st_mode)
+            else ObjectInfo(replace(directory, key=f"{directory.key}{name}/"), None)
             for name, status in sorted(found.items())
-            if status is not None and stat.S_ISREG(status.st_mode)
+            if status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
         ]
 
     def release(self) -> None:

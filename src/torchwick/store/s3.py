@@ -372,6 +372,11 @@ class S3Connection(PooledConnection):
 
     def list(self, directory: URI) -> Listing | None:
         """Return the objects directly in a directory; see `torchwick.store.base.Connection.list`."""
+        entries = self.entries(directory)
+        return None if entries is None else [info for info in entries if not info.uri.is_directory]
+
+    def entries(self, directory: URI) -> Listing | None:
+        """Return the objects and directories directly in a directory; see `torchwick.store.base`."""
         directory = directory.as_directory()
 
         def ask(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _NAME_ONE = "Name one object of it instead, such as its model.safetensors.index.
 
 
 def listed(directory: URI, ask: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Listing:
-    """Return the objects directly in a directory, from as many pages as there are.
+    """Return the objects and directories directly in a directory, from as many pages as there are.
 
     Args:
         directory: where.
@@ -34,17 +34,18 @@ def listed(directory: URI, ask: Callable[[dict[str, Any]], Mapping[str, Any]]) -
     Raises:
         StoreError: there are too many, or the pages contradict the request.
     """
-    objects: Listing = []
-    entries = 0
+    entries: Listing = []
+    count = 0
     token: str | None = None
     while True:
         page = ask({} if token is None else {"ContinuationToken": token})
         found, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
-        objects += _direct(directory, found)
+        entries += _direct(directory, found)
+        entries += _deeper(directory, folders)
         if not page.get("IsTruncated"):
-            return sorted(objects, key=lambda info: info.uri.key)
-        entries += max(len(found) + len(folders), _LEAST_OF_A_PAGE)
-        if entries >= _MOST_ENTRIES:
+            return sorted(entries, key=lambda info: info.uri.key)
+        count += max(len(found) + len(folders), _LEAST_OF_A_PAGE)
+        if count >= _MOST_ENTRIES:
             text = f"the directory holds more than {_MOST_ENTRIES:,} objects and folders"
             raise StoreError(text, uri=directory, hint="Name a deeper folder, the one of the checkpoint.")
         before, token = token, page.get("NextContinuationToken")
@@ -61,11 +62,33 @@ def _direct(directory: URI, entries: Iterable[Mapping[str, Any]]) -> Iterable[Ob
     """
     for entry in entries:
         key = str(entry.get("Key", ""))
-        if not key.startswith(directory.key):
-            raise lying_answer(directory, f"the store's listing names {key[:200]!r}, which is not in it")
-        name = key[len(directory.key) :]
+        name = _name(directory, key)
         if name and "/" not in name:
             yield ObjectInfo(replace(directory, key=key), entry.get("Size"), _quoted(entry.get("ETag")))
+
+
+def _deeper(directory: URI, prefixes: Iterable[Mapping[str, Any]]) -> Iterable[ObjectInfo]:
+    """Yield the directories that lie directly in a directory.
+
+    Raises:
+        StoreError: one lies elsewhere.
+    """
+    for prefix in prefixes:
+        key = str(prefix.get("Prefix", ""))
+        name = _name(directory, key)
+        if name.find("/") == len(name) - 1 > 0:
+            yield ObjectInfo(replace(directory, key=key), None)
+
+
+def _name(directory: URI, key: str) -> str:
+    """Return a key as it is named in its directory.
+
+    Raises:
+        StoreError: it is not in there.
+    """
+    if not key.startswith(directory.key):
+        raise lying_answer(directory, f"the store's listing names {key[:200]!r}, which is not in it")
+    return key[len(directory.key) :]
 
 
 def _quoted(tag: str | None) -> str | None:

@@ -172,7 +172,8 @@ class S3Writer(PooledConnection):
             raise
         whole = told.get("ChecksumType") != "COMPOSITE"
         kept = read(told.get("ChecksumCRC64NVME")) if whole else None
-        return Stored(told.get("ETag"), told.get("VersionId"), told.get("ContentLength"), kept)
+        size, modified = told.get("ContentLength"), told.get("LastModified")
+        return Stored(told.get("ETag"), told.get("VersionId"), size, kept, modified)
 
     def delete(self, uri: URI) -> None:
         """Delete an object; see `torchwick.store.base.Writer`."""

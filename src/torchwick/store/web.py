@@ -97,6 +97,9 @@ class WebConnection(PooledConnection):
     def list(self, directory: URI) -> None:
         """Return None: servers that show a directory do so as a page, each in a form of its own."""
 
+    def entries(self, directory: URI) -> None:
+        """Return None, as `list` does."""
+
     def _follow(
         self, uri: URI, headers: dict[str, str], while_waiting: Callable[[], None] | None
     ) -> HTTPAnswer:

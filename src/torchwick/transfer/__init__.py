@@ -12,7 +12,8 @@ from torchwick.transfer.retry import TRANSIENT
 from torchwick.transfer.stream import read_stream
 from torchwick.transfer.supply import Gated, Listed, Supply
 from torchwick.transfer.tally import Tally
-from torchwick.transfer.uploads import Receipt, Upload, Uploads
+from torchwick.transfer.upload import Receipt, Upload
+from torchwick.transfer.uploads import Uploads
 
 __all__ = [
     "NO_WITNESS",

@@ -64,6 +64,7 @@ class Sender:
         tally: what it has cost so far.
         there: bytes that it sent, those of broken attempts left out.
         throttled: how many answers said that the store is busy.
+        parts: how many parts it sent.
 
     Args:
         make_writer: makes the connection.
@@ -87,6 +88,7 @@ class Sender:
         self.tally = Tally()
         self.there = 0
         self.throttled = 0
+        self.parts = 0
         self.broke_off = False
         """Whether it was stopped in the middle of a part."""
         self._make_writer = make_writer
@@ -173,6 +175,7 @@ class Sender:
         self._budget.byte_arrived(time.monotonic())
         self._budget.range_arrived()
         job.arrivals.parts.append(part)
+        self.parts += 1
         if value is not None:
             job.arrivals.pieces.append(Piece(job.cut.start, job.cut.stop, value))
         job.cut.views.clear()  # their memory may be wanted back
