@@ -29,6 +29,7 @@ ERRORS: list[TorchwickError] = [
         "it failed", missing=("a",), unexpected=("b",), mismatched={"c": ((2, 3), ())}, **WHERE
     ),
     errors.MemoryLimitError("it failed", needed=7, limit=5, **WHERE),
+    errors.GroupError("it failed", rank=2, cause="FormatError: no", **WHERE),
     errors.StoreError("it failed", **STORE),
     errors.BusyError("it failed", retry_after=1.5, **STORE),
     errors.CredentialsError("it failed", **STORE),
@@ -107,6 +108,7 @@ def _facts(error: TorchwickError) -> dict[str, Any]:
         (errors.UnsafePickleError, errors.FormatError),
         (errors.StateDictError, RuntimeError),  # which is what load_state_dict raises
         (errors.MemoryLimitError, MemoryError),
+        (errors.GroupError, RuntimeError),
         (errors.BusyError, errors.StoreError),
         (errors.CredentialsError, errors.StoreError),
         (errors.ObjectNotFoundError, errors.StoreError),

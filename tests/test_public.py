@@ -19,6 +19,7 @@ SURFACE = [
     "Diagnosis",
     "File",
     "FormatError",
+    "GroupError",
     "IntegrityError",
     "LoadReport",
     "LoadResult",

@@ -8,6 +8,7 @@
     ├─ TensorNotFoundError(KeyError)          the checkpoint has no tensor of that name
     ├─ StateDictError(RuntimeError)           the checkpoint and the module do not fit each other
     ├─ MemoryLimitError(MemoryError)          the load would hold more than it was allowed to
+    ├─ GroupError(RuntimeError)               another rank of a process group failed, or is gone
     └─ StoreError                             the place where the bytes live said no
        ├─ CredentialsError                    none found, expired, or rejected
        ├─ ObjectNotFoundError(FileNotFoundError)
@@ -30,6 +31,7 @@ __all__ = [
     "AccessDeniedError",
     "CredentialsError",
     "FormatError",
+    "GroupError",
     "IntegrityError",
     "MemoryLimitError",
     "ObjectChangedError",
@@ -209,6 +211,23 @@ class MemoryLimitError(TorchwickError, MemoryError):
         super().__init__(message, **where)
         self.needed = needed
         self.limit = limit
+
+
+class GroupError(TorchwickError, RuntimeError):
+    """A rank of a process group failed, is gone or never came, so that none of them has the whole.
+
+    Attributes:
+        rank: of the one that failed, within the group; None where no single one is to blame.
+        cause: what it said of it, as text without secrets.
+    """
+
+    rank: int | None
+    cause: str
+
+    def __init__(self, message: str, *, rank: int | None = None, cause: str = "", **where: Any) -> None:
+        super().__init__(message, **where)
+        self.rank = rank
+        self.cause = cause
 
 
 class StoreError(TorchwickError):

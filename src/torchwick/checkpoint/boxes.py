@@ -26,11 +26,8 @@ def box_of(entry: TensorEntry, start: tuple[int, ...], shape: tuple[int, ...]) -
     bits = DTYPES[entry.dtype].bits
     if bits < 8 or not all(isinstance(piece, Piece) for piece in entry.pieces):
         return None
-    pieces = []
-    for piece in entry.pieces:
-        if isinstance(piece, Piece) and (part := _part(piece, start, shape, bits // 8)) is not None:
-            pieces.append(part)
-    return replace(entry, shape=shape, pieces=tuple(pieces))
+    parts = [_part(piece, start, shape, bits // 8) for piece in entry.pieces if isinstance(piece, Piece)]
+    return replace(entry, shape=shape, pieces=tuple(part for part in parts if part is not None))
 
 
 def _part(piece: Piece, start: tuple[int, ...], shape: tuple[int, ...], width: int) -> Piece | None:

@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torchwick.errors import FormatError
@@ -23,7 +24,7 @@ from torchwick.formats.torch_zip import (
     read_archive,
 )
 
-__all__ = ["MisplacedError", "legacy_catalog", "misplaced", "unpack", "zip_catalog"]
+__all__ = ["MisplacedError", "is_count", "legacy_catalog", "misplaced", "unpack", "zip_catalog"]
 
 Read = Callable[[int, int], memoryview]
 _LOAD_IT = "torchwick.load reads it as a whole."
@@ -104,8 +105,12 @@ def legacy_catalog(read: Read, size: int | None, uri: object) -> Catalog:
 
 
 def _count(start: int, numel: int) -> Landmark:
-    expected = struct.pack("<q", numel)
-    return Landmark(start, start + COUNT_BYTES, lambda count: bytes(count) == expected)
+    return Landmark(start, start + COUNT_BYTES, partial(is_count, numel=numel))
+
+
+def is_count(data: memoryview, numel: int) -> bool:
+    """Whether bytes are the number of elements that stands before a storage in the legacy format."""
+    return bytes(data) == struct.pack("<q", numel)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def misplaced(uri: object) -> MisplacedError:
 
 
 def _header(record: Record, start: int) -> Landmark:
-    return Landmark(record.header, start, lambda header: header_agrees(header, record, start))
+    return Landmark(record.header, start, partial(header_agrees, record=record, start=start))
 
 
 def _look(data: bytes, uri: object) -> PickleFacts:

@@ -22,7 +22,7 @@ from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
 
-__all__ = ["Watches", "feed"]
+__all__ = ["Watches", "bytes_of", "copy", "feed", "lies_as_stored"]
 
 Watches = Callable[[Mapping[str, Sequence[tuple[int, int]]]], Mapping[str, Watch]]
 """Returns who watches over objects, given the half-open ranges that are wanted of each."""
@@ -61,9 +61,9 @@ def feed(
     """
     alone = {group.names[0] for group in groups(catalog.entries, objects.names) if _is_alone(group)}
     direct = {
-        name: _bytes_of(target)
+        name: bytes_of(target)
         for name, target in targets.items()
-        if name in alone and _lies_as_stored(catalog.entries[name], target, objects.uri)
+        if name in alone and lies_as_stored(catalog.entries[name], target, objects.uri)
     }
     limit = objects.config.memory_bytes()
     size = min(_FRAGMENT, limit // 4)
@@ -85,7 +85,7 @@ def feed(
             fragment = of[key]
             if fragment.name not in direct:
                 with torch.inference_mode():  # outside of which its tensors cannot be written
-                    _copy(_box(targets[fragment.name], fragment), tensor)
+                    copy(_box(targets[fragment.name], fragment), tensor)
 
 
 def _most_held(objects: Objects, limit: int) -> int:
@@ -96,7 +96,7 @@ def _is_alone(group: Group) -> bool:
     return len(group.names) == len(group.regions) == 1
 
 
-def _lies_as_stored(entry: TensorEntry, target: torch.Tensor, uri: object) -> bool:
+def lies_as_stored(entry: TensorEntry, target: torch.Tensor, uri: object) -> bool:
     """Whether the tensor's memory is to have the very bytes that the object has."""
     (piece, *_) = entry.pieces
     return (
@@ -111,7 +111,8 @@ def _lies_as_stored(entry: TensorEntry, target: torch.Tensor, uri: object) -> bo
     )
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the memory of a contiguous tensor, as bytes."""
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
@@ -119,7 +120,7 @@ def _box(target: torch.Tensor, fragment: Fragment) -> torch.Tensor:
     return target.detach() if fragment.where is None else target.detach()[fragment.where]
 
 
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+def copy(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy elements, on this thread alone where that is on the processor.
 
     From 32,768 elements on (``at::internal::GRAIN_SIZE``) torch has all cores copy, and wait for each other,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ class Filling:
         objects: where that is.
         original: the names of the tensors that are wanted, by what they are called in the module.
         on_progress: called about ten times a second, or None.
+        select: makes the selection that reads.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Filling:
     objects: Objects
     original: Mapping[str, str]
     on_progress: ProgressCallback | None
+    select: Callable[..., Selection] = Selection
 
     def run(
         self,
@@ -69,7 +71,7 @@ class Filling:
         how = _How(
             strict=strict, device=_settled(device), dtype=None if dtype is None else getattr(torch, dtype)
         )
-        selection = Selection(self.catalog, self.objects, [*self.original.values()], self.on_progress)
+        selection = self.select(self.catalog, self.objects, [*self.original.values()], self.on_progress)
         if is_plain(self.model):
             found = self._match(how)
             selection = selection.only([self.original[name] for name in found.chosen.values()])

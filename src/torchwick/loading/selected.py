@@ -28,10 +28,11 @@ from torchwick.report import Progress, ProgressCallback
 if TYPE_CHECKING:
     from torchwick.transfer import Fill
 
-__all__ = ["Selection", "load_selected"]
+__all__ = ["ANY", "Selection", "load_selected"]
 
 
-_ANY = nullcontext()
+ANY = nullcontext()
+"""Nothing to be done about what is written."""
 
 
 class Selection:
@@ -56,7 +57,11 @@ class Selection:
 
     def only(self, names: Sequence[str]) -> Selection:
         """Return the same for these names alone."""
-        return Selection(self._catalog, self._objects, names, self._on_progress)
+        return self._of(self._catalog, names)
+
+    def _of(self, catalog: Catalog, names: Sequence[str]) -> Selection:
+        """Return the same kind of selection, of another catalog of the same objects."""
+        return Selection(catalog, self._objects, names, self._on_progress)
 
     def shapes(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Return the tensors without their elements."""
@@ -82,7 +87,7 @@ class Selection:
         *,
         verify: Verify,
         sha256: str | None,
-        writing: AbstractContextManager[object] = _ANY,
+        writing: AbstractContextManager[object] = ANY,
     ) -> None:
         """Read the tensors into others, of any dtype and on any device.
 
@@ -112,7 +117,7 @@ class Selection:
     ) -> dict[str, torch.Tensor]:
         """Return the tensors on a device, those that are floating-point cast to `dtype`; ties stay."""
         shared = storages(replace(self._catalog, entries=self._entries), self._objects.names)
-        inner = Selection(shared.catalog, self._objects, [*shared.catalog.entries], self._on_progress)
+        inner = self._of(shared.catalog, [*shared.catalog.entries])
         inner.sources = self.sources  # which are told what was verified
         targets = shared.empty(device, dtype, self._objects.uri)
         inner.fill(targets, verify=verify, sha256=sha256)

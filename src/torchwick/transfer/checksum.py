@@ -117,6 +117,11 @@ class Sums:
         """Take note of a range that is there, and its checksum."""
         self._pieces.append(Piece(start, stop, value))
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """What was seen so far."""
+        return list(self._pieces)
+
     def folded(self, stops: Iterable[int]) -> list[int] | None:
         """Return the checksums of the stretches that end at `stops`; see `fold`."""
         return fold(self._pieces, stops, self._how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
 
 from torchwick.config import TransferConfig
 from torchwick.store import Body, Connection, ObjectInfo, Store
@@ -32,6 +33,7 @@ class RangeCache:
         budget: what the load as a whole may spend on failures; by default one of its own.
         info: the version to read, where it is known: then nothing is read before it is asked for.
         read_ahead: bytes of the first read, and the least of any other; by default 256 KiB.
+        known: what is known of that version already, as (offset, bytes).
 
     Raises:
         StoreError: it cannot be read.
@@ -48,11 +50,12 @@ class RangeCache:
         *,
         info: ObjectInfo | None = None,
         read_ahead: int | None = None,
+        known: Iterable[tuple[int, bytes]] = (),
     ) -> None:
         self._store = store
         self._config = config
         self.budget = budget or Budget(config)
-        self._pieces: list[tuple[int, memoryview]] = []
+        self._pieces = [(at, memoryview(data)) for at, data in known]
         self.tally = Tally()
         self._read_ahead = READ_AHEAD if read_ahead is None else read_ahead
         self._reading = threading.Lock()
@@ -75,6 +78,11 @@ class RangeCache:
         return self.read(
             0, self._read_ahead if self.info.size is None else min(self._read_ahead, self.info.size)
         )
+
+    @property
+    def pieces(self) -> list[tuple[int, memoryview]]:
+        """What is known: (offset, bytes) of each read, in the order of the reads."""
+        return list(self._pieces)
 
     @property
     def held(self) -> int:
