@@ -9,27 +9,47 @@ first, each element by one rank; torch.distributed then brings it to where it be
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+from torchwick.checkpoint.boxes import box_of
+from torchwick.formats.catalog import TensorEntry
+from torchwick.loading.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.distributed.tensor import DTensor, Placement
 
-__all__ = ["Share", "is_sharded", "share_of"]
+__all__ = ["Place", "ShardedPlace", "Share", "share_of"]
 
 _SMALL = 64 << 10
 """Bytes of a tensor that every rank reads for itself: a request's worth, for less than an exchange takes."""
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a DTensor; nothing is imported to tell."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+class Place(Protocol):
+    """Where a tensor of the checkpoint goes in a module."""
+
+    @property
+    def entry(self) -> TensorEntry:
+        """What is read of it."""
+        ...
+
+    @property
+    def target(self) -> torch.Tensor:
+        """What that is read into."""
+        ...
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it is read into the module's own memory."""
+        ...
+
+    def settle(self) -> None:
+        """Have the module hold what was read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,3 +116,62 @@ def _read_as(tensor: DTensor) -> tuple[Placement, ...]:
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+class ShardedPlace:
+    """A slot that holds a DTensor; see `Place`.
+
+    Args:
+        slot: the slot.
+        entry: the whole tensor.
+        dtype: what it is to be.
+        device: where this rank's shard is to be; None: where it is, or the mesh.
+    """
+
+    def __init__(
+        self, slot: Slot, entry: TensorEntry, dtype: torch.dtype, device: torch.device | None
+    ) -> None:
+        self._slot = slot
+        self._parameter: Any = slot.tensor
+        self.mesh = self._parameter.device_mesh
+        self._share = share_of(self._parameter)
+        part = box_of(entry, self._share.start, self._share.shape)
+        self._whole = part is None  # such as one that was packed: it is read as a whole, and cut
+        self.entry = entry if part is None else part
+        local = self._parameter.to_local().detach()
+        where = torch.device(self.mesh.device_type) if local.is_meta else local.device
+        self._stays = device in (None, local.device) and dtype == local.dtype and not local.is_meta
+        own = self._stays and not self._whole and self._share.placements == tuple(self._parameter.placements)
+        self.in_place = own
+        self.target = local if own else torch.empty(self.entry.shape, dtype=dtype, device=device or where)
+
+    def settle(self) -> None:
+        """Exchange shares, and have the module hold this rank's shard; every rank calls it, in one order."""
+        if self.in_place:
+            torch.autograd.graph.increment_version(self.target)
+            return
+        read = self.target
+        if self._whole:
+            ends = zip(self._share.start, self._share.shape, strict=True)
+            read = read[tuple(slice(at, at + count) for at, count in ends)].contiguous()
+        shard = self._share.spread(read, self._parameter)
+        if self._stays:
+            with torch.no_grad():
+                self._parameter.to_local().copy_(shard)
+        else:
+            self._slot.put(_like(self._parameter, shard))
+
+
+def _like(parameter: DTensor, shard: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    shape = parameter.shape
+    made: torch.Tensor = DTensor.from_local(
+        shard,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=shape,
+        stride=_strides(tuple(shape)),
+    )
+    return made

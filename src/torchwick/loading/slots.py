@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from torchwick.loading.dtensors import is_of_fsdp, is_sharded
+
 __all__ = ["Slot", "is_plain", "slots"]
 
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -47,6 +49,8 @@ class Slot:
     @property
     def is_plain(self) -> bool:
         """Whether it is dense memory, which any bytes may be read into."""
+        if is_sharded(self.tensor):
+            return True
         return type(self.tensor) in _PLAIN and not (self.tensor.is_sparse or self.tensor.is_quantized)
 
     @property
@@ -67,7 +71,7 @@ class Slot:
         A parameter keeps its identity where torch can have it do so: an optimizer may know it.
         """
         compatible: Any = torch._has_compatible_shallow_copy_type  # noqa: SLF001
-        if compatible(self.tensor, tensor) and not self.tensor.is_meta:
+        if not is_sharded(tensor) and compatible(self.tensor, tensor) and not self.tensor.is_meta:
             self.tensor.data = tensor
             return
         if isinstance(self.tensor, nn.Parameter):
@@ -119,7 +123,7 @@ def _takes_plainly(module: nn.Module) -> bool:
     usual = [of._load_from_state_dict for of in (nn.Module, _NormBase, _InstanceNorm)]  # noqa: SLF001
     hooks: tuple[Any, ...] = (
         module._load_state_dict_pre_hooks,  # noqa: SLF001
-        module._load_state_dict_post_hooks,  # noqa: SLF001
+        [hook for hook in module._load_state_dict_post_hooks.values() if not is_of_fsdp(hook)],  # noqa: SLF001
         module._state_dict_hooks,  # noqa: SLF001
     )
     return (

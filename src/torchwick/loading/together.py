@@ -1,0 +1,142 @@
+"""Ranks that fill a sharded module: all of them read the same version, and none is left waiting for another."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torchwick.checkpoint.objects import Objects
+from torchwick.errors import ObjectChangedError
+from torchwick.loading.sharded import Place, ShardedPlace
+from torchwick.report import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from torchwick.distributed.agreement import Agreement
+
+__all__ = ["Ranks", "together"]
+
+_TIMEOUT = 60.0  # seconds without a sign of life of a rank
+_loads: collections.Counter[str] = collections.Counter()
+"""Loads of the same ranks so far: all of them count alike, and so find each other's keys."""
+
+
+class Ranks(Protocol):
+    """Those that fill the module."""
+
+    def heeded(self, on_progress: ProgressCallback | None) -> ProgressCallback | None:
+        """Return a callback that looks for the failure of another rank as well."""
+        ...
+
+    def all_have_read(self) -> None:
+        """Wait until every rank has."""
+        ...
+
+
+class _Alone:
+    """One process, which waits for no one."""
+
+    def heeded(self, on_progress: ProgressCallback | None) -> ProgressCallback | None:
+        return on_progress
+
+    def all_have_read(self) -> None:
+        """Go on."""
+
+
+class _Together:
+    """Several, which agree through the key-value store of torch.distributed."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+
+    def heeded(self, on_progress: ProgressCallback | None) -> ProgressCallback | None:
+        def heed(progress: Progress) -> None:
+            self._agreement.check()
+            if on_progress is not None:
+                on_progress(progress)
+
+        return heed
+
+    def all_have_read(self) -> None:
+        self._agreement.ready()
+
+    def compare(self, objects: Objects) -> None:
+        """Refuse to read another version than the first rank.
+
+        Raises:
+            ObjectChangedError: it was overwritten since that opened it.
+        """
+        versions = _digest(objects)
+        if self._agreement.members.rank == 0:
+            self._agreement.tell("versions", versions)
+        elif self._agreement.hear("versions") != versions:
+            message = "it was overwritten while the ranks opened it"
+            raise ObjectChangedError(message, uri=objects.uri, hint="Load it again.")
+
+
+@contextmanager
+def together(places: Iterable[Place], objects: Objects) -> Iterator[Ranks]:
+    """Yield the ranks that share what is filled, all of them having come.
+
+    Args:
+        places: where the checkpoint's tensors go.
+        objects: the checkpoint.
+
+    Raises:
+        GroupError: a rank failed, is gone or did not come.
+        ObjectChangedError: the ranks see different versions.
+    """
+    meshes = [place.mesh for place in places if isinstance(place, ShardedPlace)]
+    if not meshes:
+        yield _Alone()
+        return
+    from torchwick.distributed.agreement import Agreement
+
+    with Agreement(_members(meshes), _TIMEOUT) as agreement, agreement.patient():
+        agreement.arrive()
+        ranks = _Together(agreement)
+        ranks.compare(objects)
+        yield ranks
+
+
+class _Members:
+    """The ranks of a mesh, as an agreement wants them."""
+
+    def __init__(self, ranks: list[int]) -> None:
+        import torch.distributed as dist
+        from torch.distributed import distributed_c10d
+
+        self.rank = ranks.index(dist.get_rank())
+        self.size = len(ranks)
+        name = hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:16]
+        _loads[name] += 1
+        store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
+        self.store = distributed_c10d.PrefixStore(f"torchwick/mesh-{name}/{_loads[name]}", store)
+
+
+def _members(meshes: list[Any]) -> Any:
+    """Return the ranks of the largest mesh: those of the others are among them, or wait for none of these."""
+    roots = [_root(mesh) for mesh in meshes]
+    largest = max(roots, key=lambda mesh: mesh.mesh.numel())
+    return _Members(sorted(largest.mesh.flatten().tolist()))
+
+
+def _root(mesh: Any) -> Any:
+    """Return the mesh that one is a part of."""
+    find: Callable[[], Any] | None = getattr(mesh, "_get_root_mesh", None)
+    if find is not None:
+        return find()
+    from torch.distributed.device_mesh import _mesh_resources  # type: ignore[attr-defined]
+
+    return _mesh_resources.get_root_mesh(mesh)
+
+
+def _digest(objects: Objects) -> str:
+    infos = [objects[name].info for name in objects.names]
+    said = [
+        [name, info.size, info.etag, info.version] for name, info in zip(objects.names, infos, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
