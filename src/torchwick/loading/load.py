@@ -162,8 +162,12 @@ class _Task:
     def _placement(self) -> Placement:
         import torch
 
-        from torchwick.loading.devices import Placement
+        from torchwick.loading.devices import Placement, is_faking
 
+        if self.dtype is not None and is_faking():
+            raise ValueError(
+                f"{self.address}: there is nothing to cast under FakeTensorMode: leave out dtype="
+            )
         return Placement(self.map_location, None if self.dtype is None else getattr(torch, self.dtype))
 
     def _whole(self, cache: RangeCache, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:

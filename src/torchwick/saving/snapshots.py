@@ -14,7 +14,7 @@ import torch
 
 from torchwick.saving.elements import snapshot
 from torchwick.saving.files import Content
-from torchwick.transfer import Ceiling
+from torchwick.transfer import Ceiling, ClosedError
 
 __all__ = ["Snapshots"]
 
@@ -50,12 +50,19 @@ class Snapshots:
             parts, left = snapshot(tensor, tensor.dtype, self._slice), tensor.nbytes
             while left:
                 room = min(self._slice, left)
-                self._ceiling.take(room)
+                self._take(room)
                 part = next(parts)
                 self._ceiling.give(room - len(part))
                 left -= len(part)
                 self._queue.put(part)
             self._queue.put(None)
+
+    def _take(self, room: int) -> None:
+        try:
+            self._ceiling.take(room)
+        except ClosedError:
+            self._drain()  # of what was put there while it was closed
+            raise
 
     def contents(self, count: int) -> Iterator[Content]:
         """Yield the bytes of so many tensors, as they are copied.
@@ -79,6 +86,9 @@ class Snapshots:
     def close(self) -> None:
         """Let go of all copies, and have whoever waits for room raise `ClosedError`; from any thread."""
         self._ceiling.close()
+        self._drain()
+
+    def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
