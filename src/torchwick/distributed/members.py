@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import weakref
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ __all__ = ["Members", "Work"]
 Work = Any
 """The handle of a collective that is under way; torch's own class is private in some builds."""
 
-_loads: collections.Counter[str] = collections.Counter()
-"""Loads of each group so far, by its name: all its ranks count alike, and so find each other's keys."""
+_loads: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""Loads of each group so far: all its ranks count alike, and so find each other's keys."""
 
 
 class Members:
@@ -37,9 +37,9 @@ class Members:
             raise ValueError("this process is no rank of the group")
         self.size = dist.get_world_size(self._group)
         name = str(self._group.group_name)  # type: ignore[union-attr]
-        _loads[name] += 1
+        number = _loads[self._group] = _loads.get(self._group, 0) + 1
         store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
-        self.store = distributed_c10d.PrefixStore(f"torchwick/{name}/{_loads[name]}", store)
+        self.store = distributed_c10d.PrefixStore(f"torchwick/{name}/{number}", store)
         self.device = _device_of(self._group)
         """Where what is broadcast has to be."""
 
