@@ -195,7 +195,7 @@ def load_ties(rank: int, uri: str, first: str, second: str) -> bool:
 
 def count_broadcasts(rank: int, uri: str) -> int:
     """How many broadcasts a load takes."""
-    from torchwick.distributed.members import Members
+    from torchwick.ranks.members import Members
 
     done, count = Members.broadcast, []
     Members.broadcast = lambda *arguments: count.append(1) or done(*arguments)  # type: ignore[method-assign,func-returns-value]

@@ -20,13 +20,13 @@ import torch
 from torchwick.checkpoint import tensors
 from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
-from torchwick.distributed.agreement import Agreement
-from torchwick.distributed.members import Work
 from torchwick.distributed.shares import Unit, in_rounds, split, unit_size, units
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.feeding import bytes_of, copy, lies_as_stored
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
+from torchwick.ranks.agreement import Agreement
+from torchwick.ranks.members import Work
 
 __all__ = ["Exchange", "Plan"]
 

@@ -15,12 +15,12 @@ from torchwick.checkpoint.request import wanted
 from torchwick.checkpoint.streaming import Stream
 from torchwick.checkpoint.verification import StoredSums, Verify
 from torchwick.checkpoint.watch import Watch
-from torchwick.distributed.agreement import Agreement
 from torchwick.distributed.exchange import Exchange, Plan
 from torchwick.distributed.shares import owners_of
 from torchwick.errors import FormatError, GroupError
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.selected import ANY, Selection
+from torchwick.ranks.agreement import Agreement
 from torchwick.report import ProgressCallback
 from torchwick.store import StoredChecksum
 from torchwick.transfer import Sums

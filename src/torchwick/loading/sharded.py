@@ -8,14 +8,13 @@ first, each element by one rank; torch.distributed then brings it to where it be
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from torchwick.checkpoint.boxes import box_of
-from torchwick.formats.catalog import TensorEntry
+from torchwick.formats.catalog import TensorEntry, contiguous
 from torchwick.loading.slots import Slot
 
 if TYPE_CHECKING:
@@ -73,18 +72,9 @@ class Share:
             read: the share.
             like: the parameter, which says how it is sharded in the end.
         """
-        from torch.distributed.tensor import DTensor
-
         if tuple(like.placements) == self.placements:
             return read
-        whole = DTensor.from_local(
-            read,
-            like.device_mesh,
-            self.placements,
-            run_check=False,
-            shape=like.shape,
-            stride=_strides(tuple(like.shape)),
-        )
+        whole = _of_shards(read, like, self.placements)
         local: torch.Tensor = whole.redistribute(placements=like.placements).to_local()
         return local
 
@@ -114,10 +104,6 @@ def _read_as(tensor: DTensor) -> tuple[Placement, ...]:
     return (Shard(0),) * mesh.ndim
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-
-
 class ShardedPlace:
     """A slot that holds a DTensor; see `Place`.
 
@@ -132,16 +118,17 @@ class ShardedPlace:
         self, slot: Slot, entry: TensorEntry, dtype: torch.dtype, device: torch.device | None
     ) -> None:
         self._slot = slot
-        self._parameter: Any = slot.tensor
-        self.mesh = self._parameter.device_mesh
-        self._share = share_of(self._parameter)
+        parameter: Any = slot.tensor
+        self._parameter: DTensor = parameter
+        self.mesh = parameter.device_mesh
+        self._share = share_of(parameter)
         part = box_of(entry, self._share.start, self._share.shape)
         self._whole = part is None  # such as one that was packed: it is read as a whole, and cut
         self.entry = entry if part is None else part
-        local = self._parameter.to_local().detach()
+        local = parameter.to_local().detach()
         where = torch.device(self.mesh.device_type) if local.is_meta else local.device
         self._stays = device in (None, local.device) and dtype == local.dtype and not local.is_meta
-        own = self._stays and not self._whole and self._share.placements == tuple(self._parameter.placements)
+        own = self._stays and not self._whole and self._share.placements == tuple(parameter.placements)
         self.in_place = own
         self.target = local if own else torch.empty(self.entry.shape, dtype=dtype, device=device or where)
 
@@ -159,19 +146,14 @@ class ShardedPlace:
             with torch.no_grad():
                 self._parameter.to_local().copy_(shard)
         else:
-            self._slot.put(_like(self._parameter, shard))
+            self._slot.put(_of_shards(shard, self._parameter, self._parameter.placements))
 
 
-def _like(parameter: DTensor, shard: torch.Tensor) -> torch.Tensor:
+def _of_shards(shard: torch.Tensor, like: DTensor, placements: Sequence[Placement]) -> DTensor:
+    """Return the tensor that the ranks' shards are, each calling it with its own."""
     from torch.distributed.tensor import DTensor
 
-    shape = parameter.shape
-    made: torch.Tensor = DTensor.from_local(
-        shard,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=shape,
-        stride=_strides(tuple(shape)),
+    shape = tuple(like.shape)
+    return DTensor.from_local(
+        shard, like.device_mesh, placements, run_check=False, shape=like.shape, stride=contiguous(shape)
     )
-    return made

@@ -1,11 +1,10 @@
-"""Ranks that fill a sharded module: all of them read the same version, and none is left waiting for another."""
+"""Ranks that fill a sharded module: all read one version, and none is left waiting for another."""
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +14,11 @@ from torchwick.loading.sharded import Place, ShardedPlace
 from torchwick.report import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from torchwick.distributed.agreement import Agreement
+    from torchwick.ranks.agreement import Agreement
 
 __all__ = ["Ranks", "together"]
 
 _TIMEOUT = 60.0  # seconds without a sign of life of a rank
-_loads: collections.Counter[str] = collections.Counter()
-"""Loads of the same ranks so far: all of them count alike, and so find each other's keys."""
 
 
 class Ranks(Protocol):
@@ -93,45 +90,15 @@ def together(places: Iterable[Place], objects: Objects) -> Iterator[Ranks]:
     if not meshes:
         yield _Alone()
         return
-    from torchwick.distributed.agreement import Agreement
+    from torchwick.ranks.agreement import Agreement
+    from torchwick.ranks.meshes import members_of
 
-    with Agreement(_members(meshes), _TIMEOUT) as agreement, agreement.patient():
+    members: Any = members_of(meshes)
+    with Agreement(members, _TIMEOUT) as agreement, agreement.patient():
         agreement.arrive()
         ranks = _Together(agreement)
         ranks.compare(objects)
         yield ranks
-
-
-class _Members:
-    """The ranks of a mesh, as an agreement wants them."""
-
-    def __init__(self, ranks: list[int]) -> None:
-        import torch.distributed as dist
-        from torch.distributed import distributed_c10d
-
-        self.rank = ranks.index(dist.get_rank())
-        self.size = len(ranks)
-        name = hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:16]
-        _loads[name] += 1
-        store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
-        self.store = distributed_c10d.PrefixStore(f"torchwick/mesh-{name}/{_loads[name]}", store)
-
-
-def _members(meshes: list[Any]) -> Any:
-    """Return the ranks of the largest mesh: those of the others are among them, or wait for none of these."""
-    roots = [_root(mesh) for mesh in meshes]
-    largest = max(roots, key=lambda mesh: mesh.mesh.numel())
-    return _Members(sorted(largest.mesh.flatten().tolist()))
-
-
-def _root(mesh: Any) -> Any:
-    """Return the mesh that one is a part of."""
-    find: Callable[[], Any] | None = getattr(mesh, "_get_root_mesh", None)
-    if find is not None:
-        return find()
-    from torch.distributed.device_mesh import _mesh_resources  # type: ignore[attr-defined]
-
-    return _mesh_resources.get_root_mesh(mesh)
 
 
 def _digest(objects: Objects) -> str:

@@ -11,20 +11,24 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, Self
 
-from torchwick import errors
-from torchwick.distributed.members import Members, Work
-from torchwick.distributed.pulse import Failure, Pulse
-from torchwick.errors import GroupError, TorchwickError
+from torchwick.errors import (
+    FormatError,
+    GroupError,
+    IntegrityError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    TensorNotFoundError,
+    TorchwickError,
+)
+from torchwick.ranks.members import Members, Work
+from torchwick.ranks.pulse import Failure, Pulse
 
 __all__ = ["Agreement"]
 
-_OF_ALL = (
-    "FormatError",
-    "IntegrityError",
-    "ObjectChangedError",
-    "ObjectNotFoundError",
-    "TensorNotFoundError",
-)
+_OF_ALL: dict[str, type[TorchwickError]] = {
+    kind.__name__: kind
+    for kind in (FormatError, IntegrityError, ObjectChangedError, ObjectNotFoundError, TensorNotFoundError)
+}
 """Errors that are about the checkpoint, whoever meets them: every rank raises them as they are."""
 
 _OWN = (*_OF_ALL, "StateDictError")
@@ -39,7 +43,7 @@ class Agreement:
     """One load's: a context manager, which tells the others of whatever ends it.
 
     Args:
-        members: the ranks.
+        members: the ranks: a group's, or a mesh's.
         timeout: seconds without a sign of life, or without an answer, after which the load fails.
     """
 
@@ -209,7 +213,7 @@ class Agreement:
     def _error_of(self, told: Failure, *, settled: bool) -> TorchwickError:
         who = f"rank {told.rank} of {self.members.size}"
         if told.kind in _OF_ALL:
-            error: TorchwickError = getattr(errors, told.kind)(told.message, uri=told.uri, hint=told.hint)
+            error: TorchwickError = _OF_ALL[told.kind](told.message, uri=told.uri, hint=told.hint)
             error.add_remark(f"It was {who} that found this")
             if not settled:
                 error.add_remark(_NEW_GROUP)
