@@ -106,6 +106,15 @@ def _npz() -> bytes:
     return file.getvalue()
 
 
+def _trainer() -> bytes:
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(16)).sum().backward()
+    optimizer.step()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return _saved({"epoch": 3, "state_dict": state, "optimizer_states": [optimizer.state_dict()]})
+
+
 def _tiny_llama() -> dict[str, bytes]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -123,6 +132,7 @@ def _objects() -> dict[str, bytes]:
     return {
         "classifier.pt": _saved(dict(classifier)),
         "classifier.safetensors": safetensors.torch.save(dict(classifier)),
+        "trainer.ckpt": _trainer(),
         "metrics.pt": _saved({"weight": torch.ones(2), "loss": np.float64(0.25)}),
         "module.pt": _saved(torch.nn.Linear(2, 2)),
         "scripted.pt": _scripted(),

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +18,8 @@ import pytest
 import torch
 
 import torchwick
-from checkpoints.base import save_bytes
+from checkpoints.base import quiet, save_bytes
+from torchwick.demo.models import PACKAGED
 
 if TYPE_CHECKING:
     from conftest import Put
@@ -100,6 +107,84 @@ def test_checkpoints_of_lightning(model: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"from None: 40 steps, saved as {directory}last.ckpt" in done.stdout
     assert torchwick.load(f"{directory}last.ckpt")["global_step"] == 40
+
+
+def test_training_goes_on(model: str) -> None:
+    uri = model.replace("example.pt", "run/last.pt")
+    losses = []
+    for steps in ("1 to 20", "21 to 40"):
+        done = _run("resume_training.py", uri)
+        assert done.returncode == 0, done.stderr
+        assert f"steps {steps}, loss " in done.stdout
+        losses.append(float(done.stdout.rpartition(" ")[2]))
+    assert losses[1] < losses[0]
+    assert torchwick.load(uri)["optimizer"]["state"][0]["step"] == 40
+
+
+def test_an_adapter(aws_env: SeaweedFS, shared_bucket: str, put: Put, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    )
+    base.save_pretrained(tmp_path / "base")
+    with quiet():  # of what peft uses of transformers
+        adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        adapted.save_pretrained(str(tmp_path / "adapter"))
+    for file in [*(tmp_path / "base").iterdir(), *(tmp_path / "adapter").iterdir()]:
+        put(shared_bucket, f"lora/{file.parent.name}/{file.name}", file)
+    folder = f"s3://{shared_bucket}/lora"
+    done = _run("lora_adapter.py", f"{folder}/base/", f"{folder}/adapter/")
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM with 8 tensors of an adapter" in done.stdout
+
+
+def test_a_server_of_embeddings(aws_env: SeaweedFS, shared_bucket: str, put: Put) -> None:
+    model = PACKAGED[0].find()
+    if model is None:
+        pytest.skip(f"{PACKAGED[0].distribution} is not installed")
+    for file in model.path.parent.iterdir():
+        if file.is_file():
+            put(shared_bucket, f"minilm/{file.name}", file)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "serve_embeddings.py"),
+        f"s3://{shared_bucket}/minilm/",
+        str(port),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            started = any("Application startup complete" in line for line in server.stderr)
+            assert started
+            cat, kitten, tax = _embeddings(port, ["a cat", "a kitten", "the tax office"])
+        finally:
+            server.terminate()
+            server.stderr.read()
+    assert len(cat) == 384
+    assert math.isclose(math.hypot(*cat), 1, rel_tol=1e-4)
+    assert _dot(cat, kitten) > 0.6
+    assert _dot(cat, tax) < 0.3
+
+
+def _dot(left: list[float], right: list[float]) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
+def _embeddings(port: int, texts: list[str]) -> list[list[float]]:
+    url = f"http://127.0.0.1:{port}/embeddings"
+    body, headers = json.dumps({"texts": texts}).encode(), {"Content-Type": "application/json"}
+    while True:  # uvicorn listens a moment after the application is there
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
+                vectors: list[list[float]] = json.load(answer)["embeddings"]
+                return vectors
+        except urllib.error.URLError:
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

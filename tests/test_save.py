@@ -116,9 +116,11 @@ def test_views_and_ties(data: st.DataObject, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [dtype.torch for dtype in DTYPES.values() if dtype.torch])
 def test_dtypes(name: str, tmp_path: Path) -> None:
-    state = {"w": every_bit(getattr(torch, name), 64), "empty": torch.empty(0, 3, dtype=getattr(torch, name))}
-    torchwick.save(state, tmp_path / "new.pt")
-    loaded = torch.load(tmp_path / "new.pt")
+    dtype = getattr(torch, name)
+    with quiet():  # torch finds complex32 experimental
+        state = {"w": every_bit(dtype, 64), "empty": torch.empty(0, 3, dtype=dtype)}
+        torchwick.save(state, tmp_path / "new.pt")
+        loaded = torch.load(tmp_path / "new.pt")
     assert {key: (t.dtype, bits(t)) for key, t in loaded.items()} == {
         key: (t.dtype, bits(t)) for key, t in state.items()
     }
