@@ -9,20 +9,24 @@ import dataclasses
 import datetime
 import hashlib
 import os
+import re
 import signal
 import threading
 import time
 import traceback
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
 
 import torchwick
 import torchwick.distributed
 from torchwick import LoadReport, TransferConfig
+from torchwick.ranks.members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,12 +60,14 @@ class Outcome:
         value: what it returned.
         error: what it raised.
         seconds: what it took.
+        leaving: seconds that it took to leave the group.
         gone: whether the process ended.
     """
 
     value: Any = None
     error: BaseException | None = None
     seconds: float = 0.0
+    leaving: float = 0.0
     gone: bool = False
 
 
@@ -100,7 +106,7 @@ class Ranks:
             arguments: of the job.
         """
         size = size or self.size
-        store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         lines = [self._line(rank) for rank in range(size)]
         for rank, line in enumerate(lines):
             variables = environment(rank) if callable(environment) else environment
@@ -150,7 +156,6 @@ def _serve(line: Connection) -> None:
     """Do job after job, until the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    import faulthandler; faulthandler.dump_traceback_later(12,repeat=True,file=open(f'/tmp/gx/tb{os.getpid()}','w'))
     while True:
         try:
             name, environment, rank, size, port, arguments = line.recv()
@@ -158,7 +163,7 @@ def _serve(line: Connection) -> None:
             return
         os.environ.update(environment)
         patience = datetime.timedelta(seconds=PATIENCE)
-        store = dist.TCPStore(_HOST, port, is_master=False, timeout=patience)
+        store = TCPStore(_HOST, port, is_master=False, timeout=patience)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
         outcome, began = Outcome(), time.monotonic()
         try:
@@ -167,12 +172,13 @@ def _serve(line: Connection) -> None:
             outcome.error = error
             error.add_note(traceback.format_exc())
         outcome.seconds = time.monotonic() - began
+        dist.destroy_process_group()
+        del store
+        outcome.leaving = time.monotonic() - began - outcome.seconds
         try:
             line.send(outcome)
         except Exception:  # noqa: BLE001 - it does not pickle
             line.send(dataclasses.replace(outcome, error=AssertionError(repr(outcome.error))))
-        dist.destroy_process_group()
-        del store
 
 
 # -- jobs --------------------------------------------------------------------------------------------------
@@ -195,15 +201,20 @@ def load_ties(rank: int, uri: str, first: str, second: str) -> bool:
 
 def count_broadcasts(rank: int, uri: str) -> int:
     """How many broadcasts a load takes."""
-    from torchwick.ranks.members import Members
+    count = 0
+    broadcast = Members.broadcast
 
-    done, count = Members.broadcast, []
-    Members.broadcast = lambda *arguments: count.append(1) or done(*arguments)  # type: ignore[method-assign,func-returns-value]
+    def counted(members: Members, tensor: torch.Tensor, owner: int) -> Any:
+        nonlocal count
+        count += 1
+        return broadcast(members, tensor, owner)
+
+    Members.broadcast = counted  # type: ignore[assignment,method-assign]
     try:
         torchwick.distributed.load(uri)
     finally:
-        Members.broadcast = done  # type: ignore[method-assign]
-    return len(count)
+        Members.broadcast = broadcast  # type: ignore[method-assign]
+    return count
 
 
 def load_in_subgroup(rank: int, uri: str, members: list[int]) -> Shown | None:
@@ -305,3 +316,18 @@ def load_on_meta(rank: int, uri: str) -> dict[str, tuple[int, ...]]:
     """Load shapes alone."""
     state = torchwick.distributed.load(uri, map_location="meta")
     return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor.is_meta}
+
+
+def peak(rank: int, uri: str, **options: Any) -> int:
+    """Load, and return the bytes of memory that it took at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is from now on
+    before = _memory("VmRSS")
+    state = torchwick.distributed.load(uri, **options)
+    assert state
+    return _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024

@@ -68,6 +68,22 @@ def test_it_saves_shards(model: str) -> None:
     assert len(torchwick.load(directory)) == 16
 
 
+def test_a_group_of_ranks(model: str) -> None:
+    alone = _run("group_load.py", model)
+    assert alone.returncode == 0, alone.stderr
+    assert "rank 0: 1 tensors" in alone.stdout
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, str(EXAMPLES / "group_load.py"), model],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank}: 1 tensors" in done.stdout for rank in range(2))
+
+
 class TestLoadOrSayWhy:
     NAME = "load_or_say_why.py"
     DIGEST = hashlib.sha256(MODEL).hexdigest()

@@ -26,7 +26,7 @@ from torchwick.loading.feeding import bytes_of, copy, lies_as_stored
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
 from torchwick.ranks.agreement import Agreement
-from torchwick.ranks.members import Work
+from torchwick.ranks.members import Members, Work
 
 __all__ = ["Exchange", "Plan"]
 
@@ -128,7 +128,7 @@ class Exchange:
         uri: the checkpoint, for messages.
     """
 
-    def __init__(self, plan: Plan, agreement: Agreement, uri: object) -> None:
+    def __init__(self, plan: Plan, agreement: Agreement[Members], uri: object) -> None:
         self._plan = plan
         self._agreement = agreement
         self._rank = agreement.members.rank
@@ -136,9 +136,13 @@ class Exchange:
         self._uri = uri
         self._into = plan.into(self._rank)
         self._ring = Ring(plan.limit, self._allocate)
-        self._unit_of = {key: unit for unit in plan.units if unit.owner == self._rank for key in unit.keys}
+        self._on_way = {
+            key: (unit, start)
+            for unit in plan.units
+            if unit.owner == self._rank
+            for key, start in zip(unit.keys, unit.starts, strict=True)
+        }
         self._filling: dict[Unit, torch.Tensor] = {}
-        self._arrived: set[str] = set()
         self._under_way: collections.deque[tuple[Unit, Work, torch.Tensor]] = collections.deque()
         self.received = 0
         """Bytes that came from other ranks so far."""
@@ -171,25 +175,23 @@ class Exchange:
                 raise AssertionError("a fragment belongs to no unit")
 
     def _take(self, unit: Unit, arriving: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Wait until a unit of this rank's own is complete."""
-        while not self._arrived.issuperset(unit.keys):
+        """Wait until a unit of this rank's own is complete: they are in the order of their last ones."""
+        key = ""
+        while key != unit.keys[-1]:
             self._agreement.check()
             key, tensor = next(arriving)
             self._put(key, tensor)
-            self._arrived.add(key)
-        self._arrived.difference_update(unit.keys)
 
     def _put(self, key: str, tensor: torch.Tensor) -> None:
         """Take a fragment that has arrived to where it is to be, and onto the wire."""
-        place, unit = self._plan.places[key], self._unit_of[key]
+        place = self._plan.places[key]
+        unit, start = self._on_way[key]
         if key not in self._into:
             copy(place.target, tensor)
         if unit not in self._filling:
             self._filling[unit] = self._memory_of(unit)
-        memory = self._filling[unit]
         if not self._is_direct(unit):
-            start = unit.starts[unit.keys.index(key)] if len(unit.keys) > 1 else 0
-            self._copy(self._on_wire(memory, start, place), tensor, place.wire)
+            self._copy(self._on_wire(self._filling[unit], start, place), tensor, place.wire)
 
     def _enter(self, unit: Unit) -> None:
         memory = self._filling.pop(unit, None)

@@ -292,13 +292,13 @@ def _directory(address: URI) -> URI:
     return address if address.version or address.query else address.as_directory()
 
 
-def _send(agreement: Agreement, data: bytes) -> None:
+def _send(agreement: Agreement[Members], data: bytes) -> None:
     agreement.tell("opened", str(len(data)))
     memory = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(agreement.members.device)
     agreement.finish(agreement.members.broadcast(memory, 0))
 
 
-def _receive(agreement: Agreement) -> bytes:
+def _receive(agreement: Agreement[Members]) -> bytes:
     size = int(agreement.hear("opened"))
     memory = torch.empty(size, dtype=torch.uint8, device=agreement.members.device)
     agreement.finish(agreement.members.broadcast(memory, 0))

@@ -21,6 +21,7 @@ from torchwick.errors import FormatError, GroupError
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.selected import ANY, Selection
 from torchwick.ranks.agreement import Agreement
+from torchwick.ranks.members import Members
 from torchwick.report import ProgressCallback
 from torchwick.store import StoredChecksum
 from torchwick.transfer import Sums
@@ -50,7 +51,7 @@ class GroupSelection(Selection):
         names: Sequence[str],
         on_progress: ProgressCallback | None,
         *,
-        agreement: Agreement,
+        agreement: Agreement[Members],
         checksums: Mapping[str, StoredChecksum | None],
     ) -> None:
         super().__init__(catalog, objects, names, on_progress)

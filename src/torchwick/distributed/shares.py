@@ -23,7 +23,7 @@ _SMALL = 1 << 20  # bytes of what is packed with others
 _ALIGNMENT = 16  # bytes: the widest element torch has, complex128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """What one broadcast carries.
 
@@ -116,7 +116,8 @@ def units(share: Sequence[Group], sizes: Mapping[str, int], owner: int, most: in
     """
     done = list[Unit]()
     pack, held = list[str](), 0
-    for key in itertools.chain.from_iterable(group.names for group in share):
+    place = {key: at for at, key in enumerate(itertools.chain.from_iterable(g.names for g in share))}
+    for key in place:
         size = sizes[key]
         if size >= min(_SMALL, most):
             done.append(Unit(owner, (key,), (0,), size))
@@ -128,7 +129,7 @@ def units(share: Sequence[Group], sizes: Mapping[str, int], owner: int, most: in
         held += size
     if pack:
         done.append(_packed(owner, pack, sizes))
-    return done
+    return sorted(done, key=lambda unit: place[unit.keys[-1]])  # a pack is full only when the next one begins
 
 
 def _packed(owner: int, keys: Sequence[str], sizes: Mapping[str, int]) -> Unit:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torchwick.checkpoint.objects import Objects
 from torchwick.errors import ObjectChangedError
@@ -15,6 +15,7 @@ from torchwick.report import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from torchwick.ranks.agreement import Agreement
+    from torchwick.ranks.meshes import MeshMembers
 
 __all__ = ["Ranks", "together"]
 
@@ -46,7 +47,7 @@ class _Alone:
 class _Together:
     """Several, which agree through the key-value store of torch.distributed."""
 
-    def __init__(self, agreement: Agreement) -> None:
+    def __init__(self, agreement: Agreement[MeshMembers]) -> None:
         self._agreement = agreement
 
     def heeded(self, on_progress: ProgressCallback | None) -> ProgressCallback | None:
@@ -93,8 +94,7 @@ def together(places: Iterable[Place], objects: Objects) -> Iterator[Ranks]:
     from torchwick.ranks.agreement import Agreement
     from torchwick.ranks.meshes import members_of
 
-    members: Any = members_of(meshes)
-    with Agreement(members, _TIMEOUT) as agreement, agreement.patient():
+    with Agreement(members_of(meshes), _TIMEOUT) as agreement, agreement.patient():
         agreement.arrive()
         ranks = _Together(agreement)
         ranks.compare(objects)

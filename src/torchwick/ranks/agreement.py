@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NoReturn, Self
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 from torchwick.errors import (
     FormatError,
@@ -20,10 +20,10 @@ from torchwick.errors import (
     TensorNotFoundError,
     TorchwickError,
 )
-from torchwick.ranks.members import Members, Work
+from torchwick.ranks.members import Work
 from torchwick.ranks.pulse import Failure, Pulse
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "Party"]
 
 _OF_ALL: dict[str, type[TorchwickError]] = {
     kind.__name__: kind
@@ -39,7 +39,33 @@ _BEATS_TO_BE_SURE = 8  # in which a rank that is alive shows it
 _NEW_GROUP = "Make a new process group before the next load: collectives of this one may never end."
 
 
-class Agreement:
+class Party(Protocol):
+    """Ranks, as one of them sees them."""
+
+    @property
+    def rank(self) -> int:
+        """This one's number among them."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def store(self) -> Any:
+        """The keys of this load, in the key-value store of torch.distributed."""
+        ...
+
+    def abandon(self) -> None:
+        """Keep what collectives that may never end still use."""
+        ...
+
+
+_Party = TypeVar("_Party", bound=Party)
+
+
+class Agreement(Generic[_Party]):
     """One load's: a context manager, which tells the others of whatever ends it.
 
     Args:
@@ -47,7 +73,7 @@ class Agreement:
         timeout: seconds without a sign of life, or without an answer, after which the load fails.
     """
 
-    def __init__(self, members: Members, timeout: float) -> None:
+    def __init__(self, members: _Party, timeout: float) -> None:
         self.members = members
         self._store = members.store
         self._timeout = timeout
@@ -170,7 +196,9 @@ class Agreement:
     def _end(self, error: BaseException) -> BaseException:
         """Tell the others, leave the collectives in order, and return what is to be raised."""
         told = error.failure if isinstance(error, _ToldError) else self._say(error)
-        settled = told.alive and self._settle()
+        settled = self.settle is None or (told.alive and self._settle(self.settle))
+        if not settled:
+            self.members.abandon()
         own = (TorchwickError,) if type(error).__name__ not in _OWN else ()
         if not isinstance(error, (_ToldError, *own)):
             if not settled:
@@ -193,10 +221,8 @@ class Agreement:
         except Exception:  # noqa: BLE001 - the store is gone as well: its own error is what there is to tell
             return Failure(failure.rank, kind, failure.message, failure.uri, failure.hint, alive=False)
 
-    def _settle(self) -> bool:
+    def _settle(self, enter: Callable[[int], None]) -> bool:
         """Go on to where the furthest rank is; return whether all did, so that nothing is under way."""
-        if self.settle is None:
-            return True
         self._store.set(f"stopped/{self.members.rank}", str(self.entered))
         keys = [f"stopped/{rank}" for rank in range(self.members.size)]
         until = time.monotonic() + self._timeout
@@ -205,7 +231,7 @@ class Agreement:
                 return False
             time.sleep(_LONGEST)
         try:
-            self.settle(max(int(self._store.get(key)) for key in keys))
+            enter(max(int(self._store.get(key)) for key in keys))
         except RuntimeError:  # a connection broke as well
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from typing import Any
 
@@ -52,6 +53,14 @@ class Members:
         """
         source = dist.get_global_rank(self._group, owner)  # type: ignore[arg-type]
         return dist.broadcast(tensor, source, group=self._group, async_op=True)
+
+    def abandon(self) -> None:
+        """Keep the group for as long as the process lives: a collective of it may never end.
+
+        Whoever let go of it last would wait for that collective up to the group's own timeout, half an hour
+        unless it was set, holding the interpreter's lock meanwhile.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
 
 
 def _device_of(group: Any) -> torch.device:

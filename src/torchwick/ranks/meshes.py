@@ -28,6 +28,9 @@ class MeshMembers:
         store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
         self.store = distributed_c10d.PrefixStore(f"torchwick/mesh-{name}/{_loads[name]}", store)
 
+    def abandon(self) -> None:
+        """Do nothing: the module that is sharded keeps its meshes."""
+
 
 def members_of(meshes: Sequence[Any]) -> MeshMembers:
     """Return the ranks of the largest mesh: those of the others are among them, or wait for none of these."""
