@@ -20,7 +20,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 def is_of_fsdp(hook: Any) -> bool:
-    """Whether a hook is one by which FSDP learns of new parameters; see `tell_fsdp`."""
+    """Whether a hook is FSDP's: it shows the shards (see `reshard`), or looks at new ones (`tell_fsdp`)."""
     return str(getattr(hook, "__module__", "")).startswith(_FSDP)
 
 

@@ -146,6 +146,8 @@ class ShardedPlace:
             with torch.no_grad():
                 self._parameter.to_local().copy_(shard)
         else:
+            # FSDP takes none but contiguous ones, and a column of what was gathered is not.
+            shard = shard.contiguous()
             self._slot.put(_of_shards(shard, self._parameter, self._parameter.placements))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,10 +122,10 @@ def _takes_plainly(module: nn.Module) -> bool:
     kind = type(module)
     # Those of torch's own that only look after older checkpoints' lack of a counter, or excess of statistics.
     usual = [of._load_from_state_dict for of in (nn.Module, _NormBase, _InstanceNorm)]  # noqa: SLF001
-    hooks: tuple[Any, ...] = (
-        module._load_state_dict_pre_hooks,  # noqa: SLF001
-        [hook for hook in module._load_state_dict_post_hooks.values() if not is_of_fsdp(hook)],  # noqa: SLF001
-        module._state_dict_hooks,  # noqa: SLF001
+    hooks = itertools.chain(
+        module._load_state_dict_pre_hooks.values(),  # noqa: SLF001
+        module._load_state_dict_post_hooks.values(),  # noqa: SLF001
+        module._state_dict_hooks.values(),  # noqa: SLF001
     )
     return (
         kind.load_state_dict is nn.Module.load_state_dict
@@ -132,6 +133,6 @@ def _takes_plainly(module: nn.Module) -> bool:
         and kind._load_from_state_dict in usual  # noqa: SLF001
         and kind._save_to_state_dict is nn.Module._save_to_state_dict  # noqa: SLF001
         and kind.set_extra_state is nn.Module.set_extra_state
-        and not any(hooks)
+        and all(map(is_of_fsdp, hooks))
         and not _METHODS & vars(module).keys()
     )

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torchwick.ranks.agreement import Agreement
     from torchwick.ranks.meshes import MeshMembers
 
-__all__ = ["Ranks", "together"]
+__all__ = ["TIMEOUT", "Ranks", "together"]
 
-_TIMEOUT = 60.0  # seconds without a sign of life of a rank
+TIMEOUT = 60.0  # seconds without a sign of life of a rank
 
 
 class Ranks(Protocol):
@@ -94,7 +94,7 @@ def together(places: Iterable[Place], objects: Objects) -> Iterator[Ranks]:
     from torchwick.ranks.agreement import Agreement
     from torchwick.ranks.meshes import members_of
 
-    with Agreement(members_of(meshes), _TIMEOUT) as agreement, agreement.patient():
+    with Agreement(members_of(meshes), TIMEOUT) as agreement, agreement.patient():
         agreement.arrive()
         ranks = _Together(agreement)
         ranks.compare(objects)
