@@ -53,21 +53,6 @@ def test_it_loads(name: str, model: str) -> None:
     assert "1 tensors" in done.stdout
 
 
-def test_it_saves_in_the_background(model: str) -> None:
-    directory = model.removesuffix("example.pt") + "background/"
-    done = _run("save_in_the_background.py", directory)
-    assert done.returncode == 0, done.stderr
-    assert f"{directory}step-30.pt: " in done.stdout
-
-
-def test_it_saves_shards(model: str) -> None:
-    directory = model.removesuffix("example.pt") + "shards/"
-    for _ in range(2):
-        done = _run("save_shards.py", directory)
-        assert done.returncode == 0, done.stderr
-    assert len(torchwick.load(directory)) == 16
-
-
 def test_a_group_of_ranks(model: str) -> None:
     alone = _run("group_load.py", model)
     assert alone.returncode == 0, alone.stderr
@@ -82,6 +67,21 @@ def test_a_group_of_ranks(model: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert all(f"rank {rank}: 1 tensors" in done.stdout for rank in range(2))
+
+
+def test_it_saves_in_the_background(model: str) -> None:
+    directory = model.removesuffix("example.pt") + "background/"
+    done = _run("save_in_the_background.py", directory)
+    assert done.returncode == 0, done.stderr
+    assert f"{directory}step-30.pt: " in done.stdout
+
+
+def test_it_saves_shards(model: str) -> None:
+    directory = model.removesuffix("example.pt") + "shards/"
+    for _ in range(2):
+        done = _run("save_shards.py", directory)
+        assert done.returncode == 0, done.stderr
+    assert len(torchwick.load(directory)) == 16
 
 
 class TestLoadOrSayWhy:

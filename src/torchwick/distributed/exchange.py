@@ -7,7 +7,6 @@ What is cast, packed or on another device than the wire passes through a few buf
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import json
 import time
@@ -59,6 +58,20 @@ class _Place:
             return None
         return bytes_of(target)
 
+    def pack(self, tensor: torch.Tensor, memory: torch.Tensor) -> None:
+        """Put what was read onto the wire; as bytes where nothing is cast: some dtypes know no copy."""
+        if tensor.dtype == self.wire and _is_plain(tensor):
+            copy(memory, bytes_of(tensor))
+        else:
+            copy(memory.view(self.wire).view(self.target.shape), tensor)
+
+    def unpack(self, memory: torch.Tensor) -> None:
+        """Take what came over the wire to where it is to be."""
+        if self.target.dtype == self.wire and _is_plain(self.target):
+            copy(bytes_of(self.target), memory)
+        else:
+            copy(self.target, memory.view(self.wire).view(self.target.shape))
+
 
 class Plan:
     """What is read by whom, and in which order it is exchanged: the same on every rank.
@@ -75,9 +88,9 @@ class Plan:
     ) -> None:
         self._objects = objects
         total = sum(group.nbytes for group in groups(catalog.entries, objects.names))
-        self.limit = objects.config.memory_bytes()
-        size = unit_size(total, ranks, self.limit)
+        size = unit_size(total, ranks, objects.config.memory_bytes())
         self.cut, of = fragments(catalog, (), size)
+        self.name_of = {key: fragment.name for key, fragment in of.items()}
         self.wanted = [group for group in groups(self.cut.entries, objects.names) if group.nbytes]
         self.shares = split(self.wanted, ranks)
         self.places = {
@@ -135,7 +148,8 @@ class Exchange:
         self._device = agreement.members.device
         self._uri = uri
         self._into = plan.into(self._rank)
-        self._ring = Ring(plan.limit, self._allocate)
+        largest = max((unit.nbytes for unit in plan.units), default=0)
+        self._ring = Ring(2 * _UNDER_WAY * largest, self._allocate)
         self._on_way = {
             key: (unit, start)
             for unit in plan.units
@@ -162,7 +176,8 @@ class Exchange:
             GroupError: another rank has failed, or what is about the checkpoint in its own class.
             StoreError: the share cannot be read.
         """
-        with self._settling(), torch.no_grad():
+        self._agreement.settle = self._settle
+        with torch.inference_mode():  # outside of which tensors that were made in it cannot be written
             for unit in self._plan.units:
                 if unit.owner == self._rank:
                     self._take(unit, arriving)
@@ -191,7 +206,7 @@ class Exchange:
         if unit not in self._filling:
             self._filling[unit] = self._memory_of(unit)
         if not self._is_direct(unit):
-            self._copy(self._on_wire(self._filling[unit], start, place), tensor, place.wire)
+            place.pack(tensor, self._filling[unit][start : start + place.nbytes])
 
     def _enter(self, unit: Unit) -> None:
         memory = self._filling.pop(unit, None)
@@ -209,7 +224,7 @@ class Exchange:
             for key, start in zip(unit.keys, unit.starts, strict=True):
                 place = self._plan.places[key]
                 if not direct:
-                    self._copy(place.target, self._on_wire(memory, start, place), place.wire)
+                    place.unpack(memory[start : start + place.nbytes])
         if not direct:
             self._ring.give_back(memory)
 
@@ -221,27 +236,10 @@ class Exchange:
         direct = self._plan.places[unit.keys[0]].direct(self._device) if len(unit.keys) == 1 else None
         return self._ring.lend(unit.nbytes, self._uri) if direct is None else direct
 
-    def _on_wire(self, memory: torch.Tensor, start: int, place: _Place) -> torch.Tensor:
-        return memory[start : start + place.nbytes].view(place.wire).view(place.target.shape)
-
-    def _copy(self, target: torch.Tensor, source: torch.Tensor, wire: torch.dtype) -> None:
-        """Copy a fragment to or from the wire; as bytes where nothing is cast: some dtypes know no copy."""
-        if target.dtype == source.dtype == wire and _is_plain(target) and _is_plain(source):
-            copy(bytes_of(target), bytes_of(source))
-        else:
-            copy(target, source)
-
     def _allocate(self, nbytes: int, uri: object) -> torch.Tensor:
         if self._device.type == "cpu":
             return tensors.allocate(nbytes, uri)
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-
-    @contextlib.contextmanager
-    def _settling(self) -> Iterator[None]:
-        """Have the agreement enter what is left, should the load fail meanwhile."""
-        self._agreement.settle = self._settle
-        yield
-        self._agreement.settle = None
 
     def _settle(self, furthest: int) -> None:
         """Enter the collectives up to the furthest that any rank has entered, and wait for all to end."""

@@ -187,6 +187,8 @@ def load_model(
         >>> torchwick.distributed.load_model(model, "s3://models/new.pt")  # doctest: +SKIP
         LoadResult(missing=[], unexpected=[])
     """
+    if not hasattr(model, "named_parameters"):
+        raise TypeError(f"a torch.nn.Module is filled, not a {type(model).__name__}")
     task = _Task(
         group,
         progress=progress,

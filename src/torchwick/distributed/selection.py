@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from torchwick.distributed.exchange import Exchange, Plan
 from torchwick.distributed.shares import owners_of
 from torchwick.errors import FormatError, GroupError
 from torchwick.formats.catalog import Catalog
-from torchwick.loading.selected import ANY, Selection
+from torchwick.loading.selected import Selection
 from torchwick.ranks.agreement import Agreement
 from torchwick.ranks.members import Members
 from torchwick.report import ProgressCallback
@@ -29,6 +29,7 @@ from torchwick.transfer.checksum import Piece
 
 __all__ = ["GroupSelection"]
 
+_ANY = nullcontext()
 _AHEAD = 512 << 20  # bytes that are read ahead where no limit was given, as when one rank loads for itself
 
 
@@ -77,8 +78,8 @@ class GroupSelection(Selection):
         targets: Mapping[str, torch.Tensor],
         *,
         verify: Verify,
-        sha256: str | None,  # noqa: ARG002
-        writing: AbstractContextManager[object] = ANY,
+        sha256: str | None,  # noqa: ARG002 - no rank sees the bytes in their order: no one can ask for it
+        writing: AbstractContextManager[object] = _ANY,
     ) -> None:
         """Have the group read the tensors into others, which are alike on every rank.
 
@@ -104,12 +105,14 @@ class GroupSelection(Selection):
             into=exchange.into,
             watches=_of_rank(members.rank, plan, watches),
             ahead=_AHEAD,
+            called=plan.name_of.__getitem__,
             on_progress=partial(self._go_on, exchange),
         )
         self._agreement.ready()
-        with writing, stream:
-            exchange.run(iter(stream))
-        self._conclude(watches)
+        with writing:
+            with stream:
+                exchange.run(iter(stream))
+            self._conclude(watches)
         self._tell_of_total(self._total, 0)
 
     def _go_on(self, exchange: Exchange, done: int, connections: int) -> None:
@@ -149,6 +152,7 @@ class GroupSelection(Selection):
             agreement.tell("verdict", "good")
         else:
             agreement.hear("verdict")
+        agreement.part()
         for name, source in zip(self._objects.names, self.sources, strict=True):
             if isinstance(watches[name].witness, Sums):
                 kept = self._checksums[name]

@@ -126,6 +126,9 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> None:
     From 32,768 elements on (``at::internal::GRAIN_SIZE``) torch has all cores copy, and wait for each other,
     which are busy with the network: a checkpoint that is cast then took twice as long on two cores.
     """
+    if target.numel() <= _ALONE:
+        target.copy_(source)
+        return
     if target.device.type == "cpu" and target.is_contiguous() and source.is_contiguous():
         pieces = zip(torch.split(target.view(-1), _ALONE), torch.split(source.view(-1), _ALONE), strict=True)
     else:

@@ -7,6 +7,7 @@ are ready, and after a failure all go on to where the furthest of them is, and s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
@@ -35,6 +36,8 @@ _OWN = (*_OF_ALL, "StateDictError")
 """Errors that the rank which meets them raises as they are, and not as a `GroupError`."""
 
 _SHORTEST, _LONGEST = 0.0002, 0.02  # seconds between two looks
+_PARTING = 2.0
+"""Seconds: eight times what it takes a rank to hear of a failure."""
 _BEATS_TO_BE_SURE = 8  # in which a rank that is alive shows it
 _NEW_GROUP = "Make a new process group before the next load: collectives of this one may never end."
 
@@ -77,11 +80,12 @@ class Agreement(Generic[_Party]):
         self.members = members
         self._store = members.store
         self._timeout = timeout
+        self._are_there = False
         self._pulse = Pulse(self._store, members.rank, members.size, timeout)
         self.patient = self._pulse.patient
         """For what ends by itself, such as a request: the rank counts as alive meanwhile."""
-        self.settle: Callable[[int], None] | None = None
-        """Enters the collectives up to a number, whatever they bring; None while none is under way."""
+        self.settle: Callable[[int], None] = lambda _: None
+        """Enters the collectives up to a number, whatever they bring, and waits for all under way."""
         self.entered = 0
         """How many collectives this rank has entered."""
 
@@ -117,6 +121,7 @@ class Agreement(Generic[_Party]):
             GroupError: one did not come in time.
         """
         self._barrier("arrived", self._late)
+        self._are_there = True
         self._pulse.watch()
 
     def ready(self) -> None:
@@ -133,10 +138,12 @@ class Agreement(Generic[_Party]):
         text: str = self._store.get(key).decode()
         return text
 
-    def forget(self, keys: list[str]) -> None:
-        """Delete keys that no one will ask for any more."""
-        for key in keys:
-            self._store.delete_key(key)
+    def part(self) -> None:
+        """Wait a little until all know how it ended: with the first rank's process the store may end."""
+        self._store.add("parted", 1)
+        until = time.monotonic() + _PARTING
+        while self._store.add("parted", 0) < self.members.size and time.monotonic() < until:
+            time.sleep(_SHORTEST)
 
     def finish(self, work: Work) -> None:
         """Wait for a collective.
@@ -175,13 +182,13 @@ class Agreement(Generic[_Party]):
 
     def _lost(self, error: RuntimeError) -> NoReturn:
         """Find out who it was whose connection broke: whoever shows nothing any more."""
-        before = self._beats()
-        began = time.monotonic()
-        while time.monotonic() - began < _BEATS_TO_BE_SURE * self._pulse.every:
+        before, began = self._beats(), time.monotonic()
+        gone, waited = list[int](), 0.0
+        while waited < _BEATS_TO_BE_SURE * self._pulse.every or (len(gone) > 1 and waited < self._timeout):
             self.check()
-            time.sleep(_LONGEST)
-        after = self._beats()
-        gone = [rank for rank, beats in after.items() if beats == before[rank] and rank != self.members.rank]
+            time.sleep(self._pulse.every / 2)
+            gone = [rank for rank, beats in self._beats().items() if beats == before[rank]]
+            waited = time.monotonic() - began
         reason = str(error).partition("\n")[0].rpartition("] ")[2] or type(error).__name__
         if gone:
             failure = Failure(gone[0], "", f"it is gone, its connections are closed ({reason})", alive=False)
@@ -191,12 +198,17 @@ class Agreement(Generic[_Party]):
         raise _ToldError(self._pulse.fail(failure)) from None
 
     def _beats(self) -> dict[int, str | None]:
-        return {rank: self._pulse.beats_of(rank) for rank in range(self.members.size)}
+        others = (rank for rank in range(self.members.size) if rank != self.members.rank)
+        return {rank: self._pulse.beats_of(rank) for rank in others}
 
     def _end(self, error: BaseException) -> BaseException:
         """Tell the others, leave the collectives in order, and return what is to be raised."""
         told = error.failure if isinstance(error, _ToldError) else self._say(error)
-        settled = self.settle is None or (told.alive and self._settle(self.settle))
+        settled = not self._are_there  # before that, no one has entered anything
+        if told.alive:
+            with contextlib.suppress(Exception):  # of a store that is gone: the error to tell is another
+                settled = self._settle() or settled
+                self.part()
         if not settled:
             self.members.abandon()
         own = (TorchwickError,) if type(error).__name__ not in _OWN else ()
@@ -221,9 +233,11 @@ class Agreement(Generic[_Party]):
         except Exception:  # noqa: BLE001 - the store is gone as well: its own error is what there is to tell
             return Failure(failure.rank, kind, failure.message, failure.uri, failure.hint, alive=False)
 
-    def _settle(self, enter: Callable[[int], None]) -> bool:
+    def _settle(self) -> bool:
         """Go on to where the furthest rank is; return whether all did, so that nothing is under way."""
         self._store.set(f"stopped/{self.members.rank}", str(self.entered))
+        if not self._are_there:
+            return True
         keys = [f"stopped/{rank}" for rank in range(self.members.size)]
         until = time.monotonic() + self._timeout
         while not self._store.check(keys):
@@ -231,7 +245,7 @@ class Agreement(Generic[_Party]):
                 return False
             time.sleep(_LONGEST)
         try:
-            enter(max(int(self._store.get(key)) for key in keys))
+            self.settle(max(int(self._store.get(key)) for key in keys))
         except RuntimeError:  # a connection broke as well
             return False
         return True
