@@ -1,4 +1,4 @@
-"""What a group load costs beside each rank loading for itself: bytes that leave the server, and time.
+"""What a group load costs beside each rank loading for itself: bytes that are read, and time.
 
     python -m benchmarks.group_load --rounds 3 --size-gb 0.5
 
@@ -106,7 +106,7 @@ def _report(ranks: int, size: int, taken: dict[str, list[tuple[float, int]]]) ->
         sent = statistics.median(count for _, count in runs)
         print(
             f"{ranks} ranks, {WAYS[way]:<28} {statistics.median(seconds):6.2f} s "
-            f"({min(seconds):.2f} to {max(seconds):.2f})  {sent / size:.3f} x the model left the server"
+            f"({min(seconds):.2f} to {max(seconds):.2f})  {sent / size:.3f} x the model was read"
         )
 
 
