@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ from torch._C._distributed_c10d import TCPStore
 import torchwick
 import torchwick.distributed
 from torchwick import LoadReport, TransferConfig
-from torchwick.distributed.members import Members
+from torchwick.ranks.members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +101,7 @@ class Ranks:
         """Have a new group of ranks do a job, and return what came of it on each.
 
         Args:
-            job: a function of this module; its first argument is the rank.
+            job: a function of a module that can be imported; its first argument is the rank.
             environment: of all, or of each rank.
             size: of the group; by default all.
             arguments: of the job.
@@ -110,7 +111,9 @@ class Ranks:
         lines = [self._line(rank) for rank in range(size)]
         for rank, line in enumerate(lines):
             variables = environment(rank) if callable(environment) else environment
-            line.send((job.__name__, dict(variables), rank, size, store.port, arguments))
+            line.send(
+                (f"{job.__module__}:{job.__name__}", dict(variables), rank, size, store.port, arguments)
+            )
         until = time.monotonic() + PATIENCE
         try:
             return [self._outcome(rank, line, until) for rank, line in enumerate(lines)]
@@ -167,7 +170,8 @@ def _serve(line: Connection) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
         outcome, began = Outcome(), time.monotonic()
         try:
-            outcome.value = globals()[name](rank, **arguments)
+            module, _, function = name.partition(":")
+            outcome.value = getattr(importlib.import_module(module), function)(rank, **arguments)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             outcome.error = error
             error.add_note(traceback.format_exc())

@@ -25,9 +25,9 @@ from faults import FlipByte, S3Error, SetHeaders, Trickle
 from ranks import Outcome, Ranks, Shown, Tied, shown, small
 from torchwick import GroupError, TransferConfig
 from torchwick.checkpoint.layout import Group
-from torchwick.distributed.agreement import Agreement
 from torchwick.distributed.shares import units
 from torchwick.distributed.sharing import from_bytes
+from torchwick.ranks.agreement import Agreement
 from torchwick.store.local import LocalStore
 
 if TYPE_CHECKING:

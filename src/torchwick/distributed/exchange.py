@@ -19,13 +19,13 @@ import torch
 from torchwick.checkpoint import tensors
 from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
-from torchwick.distributed.agreement import Agreement
-from torchwick.distributed.members import Work
 from torchwick.distributed.shares import Unit, in_rounds, split, unit_size, units
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.feeding import bytes_of, copy, lies_as_stored
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
+from torchwick.ranks.agreement import Agreement
+from torchwick.ranks.members import Members, Work
 
 __all__ = ["Exchange", "Plan"]
 
@@ -141,7 +141,7 @@ class Exchange:
         uri: the checkpoint, for messages.
     """
 
-    def __init__(self, plan: Plan, agreement: Agreement, uri: object) -> None:
+    def __init__(self, plan: Plan, agreement: Agreement[Members], uri: object) -> None:
         self._plan = plan
         self._agreement = agreement
         self._rank = agreement.members.rank

@@ -19,8 +19,6 @@ from torchwick.checkpoint.renaming import Rename, renamed
 from torchwick.checkpoint.selection import Keys, select
 from torchwick.checkpoint.verification import StoredSums, Verify, expecting
 from torchwick.config import S3Config, TransferConfig
-from torchwick.distributed.agreement import Agreement
-from torchwick.distributed.members import Members
 from torchwick.distributed.selection import GroupSelection
 from torchwick.distributed.sharing import Opened, from_bytes, to_bytes
 from torchwick.errors import GroupError
@@ -30,6 +28,8 @@ from torchwick.loading.devices import Placement
 from torchwick.loading.facts import facts_of, unverified
 from torchwick.loading.module import Filling
 from torchwick.loading.selected import load_selected
+from torchwick.ranks.agreement import Agreement
+from torchwick.ranks.members import Members
 from torchwick.report import LoadReport, LoadResult, ProgressCallback
 from torchwick.store import open_store
 from torchwick.uri import URI, parse
@@ -294,13 +294,13 @@ def _directory(address: URI) -> URI:
     return address if address.version or address.query else address.as_directory()
 
 
-def _send(agreement: Agreement, data: bytes) -> None:
+def _send(agreement: Agreement[Members], data: bytes) -> None:
     agreement.tell("opened", str(len(data)))
     memory = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(agreement.members.device)
     agreement.finish(agreement.members.broadcast(memory, 0))
 
 
-def _receive(agreement: Agreement) -> bytes:
+def _receive(agreement: Agreement[Members]) -> bytes:
     size = int(agreement.hear("opened"))
     memory = torch.empty(size, dtype=torch.uint8, device=agreement.members.device)
     agreement.finish(agreement.members.broadcast(memory, 0))

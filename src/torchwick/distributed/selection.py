@@ -15,12 +15,13 @@ from torchwick.checkpoint.request import wanted
 from torchwick.checkpoint.streaming import Stream
 from torchwick.checkpoint.verification import StoredSums, Verify
 from torchwick.checkpoint.watch import Watch
-from torchwick.distributed.agreement import Agreement
 from torchwick.distributed.exchange import Exchange, Plan
 from torchwick.distributed.shares import owners_of
 from torchwick.errors import FormatError, GroupError
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.selected import Selection
+from torchwick.ranks.agreement import Agreement
+from torchwick.ranks.members import Members
 from torchwick.report import ProgressCallback
 from torchwick.store import StoredChecksum
 from torchwick.transfer import Sums
@@ -51,7 +52,7 @@ class GroupSelection(Selection):
         names: Sequence[str],
         on_progress: ProgressCallback | None,
         *,
-        agreement: Agreement,
+        agreement: Agreement[Members],
         checksums: Mapping[str, StoredChecksum | None],
     ) -> None:
         super().__init__(catalog, objects, names, on_progress)

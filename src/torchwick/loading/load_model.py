@@ -48,6 +48,9 @@ def load_model(
     fed in pieces of 16 MiB, cast and copied while the next ones are read: no more than
     ``TransferConfig.memory_limit`` is held of them. Tied weights stay tied. No pickle is run.
 
+    Of a module whose parameters are sharded (DTensor), every rank calls it with its own part: each reads a
+    share, and the ranks exchange what is left. A rank that fails is a `GroupError` on the others.
+
     Modules with loading code of their own (hooks, ``_load_from_state_dict``, extra state) have the tensors
     read first, and are then given them by ``model.load_state_dict``.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,25 +15,22 @@ from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.tensors import as_torch_counts
 from torchwick.checkpoint.verification import Verify, unverifiable
 from torchwick.errors import StateDictError, TorchwickError
-from torchwick.formats.catalog import Catalog
+from torchwick.formats.catalog import Catalog, TensorEntry
 from torchwick.loading.casting import is_castable
 from torchwick.loading.devices import is_faking
+from torchwick.loading.dtensors import is_sharded, reshard, tell_fsdp
 from torchwick.loading.facts import facts_of
 from torchwick.loading.matching import Match, match, refuse_misfit
 from torchwick.loading.selected import Selection
+from torchwick.loading.sharded import Place, ShardedPlace
 from torchwick.loading.slots import Slot, is_plain, slots
+from torchwick.loading.together import together
 from torchwick.report import LoadResult, ProgressCallback
 
 __all__ = ["Filling"]
 
 _SAID = 1000  # letters of torch's own message
 _PARTLY = "The module is partly filled: load it again before you use it."
-
-
-class _ReadInto(Protocol):
-    """Reads the checkpoint's tensors into others."""
-
-    def __call__(self, targets: dict[str, torch.Tensor], *, partly: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,25 @@ class Filling:
         how = _How(
             strict=strict, device=_settled(device), dtype=None if dtype is None else getattr(torch, dtype)
         )
-        selection = self.select(self.catalog, self.objects, [*self.original.values()], self.on_progress)
+        reshard(self.model)
         if is_plain(self.model):
             found = self._match(how)
-            selection = selection.only([self.original[name] for name in found.chosen.values()])
-            self._fill(found, how, partial(self._read_into, selection, verify, sha256))
+            places = self._places(found, how)
+            catalog = replace(self.catalog, entries={name: place.entry for name, place in places.items()})
+            with together(places.values(), self.objects) as ranks:
+                on_progress = ranks.heeded(self.on_progress)
+                selection = self.select(catalog, self.objects, [*places], on_progress)
+                self._read_into(selection, places, verify=verify, sha256=sha256)
+                ranks.all_have_read()
+                for place in places.values():
+                    place.settle()
+            for slot in found.left:
+                how.move(slot)
+            tell_fsdp(self.model)
             result = LoadResult([*found.missing], [*found.unexpected])
         else:
+            names = [*self.original.values()]
+            selection = self.select(self.catalog, self.objects, names, self.on_progress)
             result = self._hand_over(selection.read(verify=verify, sha256=sha256), how)
         tally, size = self.objects.tally, self.objects.size
         size = tally.bytes_read if size is None else size
@@ -95,33 +104,25 @@ class Filling:
             new: as_torch_counts(entry.dtype, entry.shape, self.objects.uri) for new, entry in entries.items()
         }
 
-    def _fill(self, found: Match, how: _How, read_into: _ReadInto) -> None:
-        targets = {slot: how.target(slot) for slot in found.chosen}
-        in_place = [slot.tensor for slot, target in targets.items() if target is slot.tensor]
-        read_into(
-            {self.original[found.chosen[slot]]: target for slot, target in targets.items()},
-            partly=bool(in_place),
-        )
-        for tensor in in_place:  # what autograd kept of it is not valid any more
-            torch.autograd.graph.increment_version(tensor)
-        for slot, target in targets.items():
-            if target is not slot.tensor:
-                slot.put(target)
-        for slot in found.left:
-            how.move(slot)
+    def _places(self, found: Match, how: _How) -> dict[str, Place]:
+        """Return where the checkpoint's tensors go, by its names for them."""
+        places: dict[str, Place] = {}
+        for slot, name in found.chosen.items():
+            entry = self.catalog.entries[self.original[name]]
+            if is_sharded(slot.tensor):
+                places[self.original[name]] = ShardedPlace(slot, entry, how.dtype_of(slot.tensor), how.device)
+            else:
+                places[self.original[name]] = _PlainPlace(slot, entry, how.target(slot))
+        return places
 
     def _read_into(
-        self,
-        selection: Selection,
-        verify: Verify,
-        sha256: str | None,
-        targets: dict[str, torch.Tensor],
-        *,
-        partly: bool,
+        self, selection: Selection, places: Mapping[str, Place], *, verify: Verify, sha256: str | None
     ) -> None:
-        selection.fill(targets, verify=verify, sha256=sha256, writing=_telling(partly=partly))
+        telling = partial(_telling, partly=any(place.in_place for place in places.values()))
+        targets = {name: place.target for name, place in places.items()}
+        selection.fill(targets, verify=verify, sha256=sha256, writing=telling())
         if verify is True and any(source.verified is None for source in selection.sources):
-            with _telling(partly=partly):
+            with telling():
                 raise unverifiable(self.objects.uri)
 
     def _hand_over(self, tensors: dict[str, torch.Tensor], how: _How) -> LoadResult:
@@ -173,6 +174,27 @@ class Filling:
 
 
 @dataclass(frozen=True)
+class _PlainPlace:
+    """A slot of plain memory; see `Place`."""
+
+    slot: Slot
+    entry: TensorEntry
+    target: torch.Tensor
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it is read into the module's own memory."""
+        return self.target is self.slot.tensor
+
+    def settle(self) -> None:
+        """Have the module hold what was read."""
+        if self.in_place:  # what autograd kept of it is not valid any more
+            torch.autograd.graph.increment_version(self.target)
+        else:
+            self.slot.put(self.target)
+
+
+@dataclass(frozen=True)
 class _How:
     """What was asked for, where the module's tensors are concerned."""
 
@@ -183,25 +205,26 @@ class _How:
     def target(self, slot: Slot) -> torch.Tensor:
         """Return what a slot's tensor is read into: itself, if it is where and of the dtype it is to be."""
         tensor = slot.tensor
-        dtype, device = self._dtype(tensor), self._device(tensor)
+        dtype, device = self.dtype_of(tensor), self._device(tensor)
         if (dtype, device) == (tensor.dtype, tensor.device) and not _repeats(tensor):
             return tensor
         return torch.empty_like(tensor, dtype=dtype, device=device, requires_grad=False)
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the checkpoint as it is to be."""
-        return tensor.to(device=self.device, dtype=self._dtype(tensor))
+        return tensor.to(device=self.device, dtype=self.dtype_of(tensor))
 
     def assigned(self, slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor as what a slot is to hold: one parameter, under however many names."""
         if not slot.is_plain:
             return tensor
-        tensor = tensor.to(device=self._device(slot.tensor), dtype=self._dtype(slot.tensor))
+        tensor = tensor.to(device=self._device(slot.tensor), dtype=self.dtype_of(slot.tensor))
         if isinstance(slot.tensor, nn.Parameter):
             return nn.Parameter(tensor, requires_grad=slot.tensor.requires_grad)
         return tensor
 
-    def _dtype(self, tensor: torch.Tensor) -> torch.dtype:
+    def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
+        """Return what a tensor's dtype is to be."""
         return self.dtype if self.dtype is not None and is_castable(tensor.dtype) else tensor.dtype
 
     def _device(self, tensor: torch.Tensor) -> torch.device:

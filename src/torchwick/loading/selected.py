@@ -28,10 +28,11 @@ from torchwick.report import Progress, ProgressCallback
 if TYPE_CHECKING:
     from torchwick.transfer import Fill
 
-__all__ = ["Selection", "load_selected"]
+__all__ = ["ANY", "Selection", "load_selected"]
 
 
-_ANY = nullcontext()
+ANY = nullcontext()
+"""Nothing to be done about what is written."""
 
 
 class Selection:
@@ -86,7 +87,7 @@ class Selection:
         *,
         verify: Verify,
         sha256: str | None,
-        writing: AbstractContextManager[object] = _ANY,
+        writing: AbstractContextManager[object] = ANY,
     ) -> None:
         """Read the tensors into others, of any dtype and on any device.
 

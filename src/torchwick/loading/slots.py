@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+from torchwick.loading.dtensors import is_of_fsdp, is_sharded
 
 __all__ = ["Slot", "is_plain", "slots"]
 
@@ -47,6 +50,8 @@ class Slot:
     @property
     def is_plain(self) -> bool:
         """Whether it is dense memory, which any bytes may be read into."""
+        if is_sharded(self.tensor):
+            return True
         return type(self.tensor) in _PLAIN and not (self.tensor.is_sparse or self.tensor.is_quantized)
 
     @property
@@ -67,7 +72,7 @@ class Slot:
         A parameter keeps its identity where torch can have it do so: an optimizer may know it.
         """
         compatible: Any = torch._has_compatible_shallow_copy_type  # noqa: SLF001
-        if compatible(self.tensor, tensor) and not self.tensor.is_meta:
+        if not is_sharded(tensor) and compatible(self.tensor, tensor) and not self.tensor.is_meta:
             self.tensor.data = tensor
             return
         if isinstance(self.tensor, nn.Parameter):
@@ -117,10 +122,10 @@ def _takes_plainly(module: nn.Module) -> bool:
     kind = type(module)
     # Those of torch's own that only look after older checkpoints' lack of a counter, or excess of statistics.
     usual = [of._load_from_state_dict for of in (nn.Module, _NormBase, _InstanceNorm)]  # noqa: SLF001
-    hooks: tuple[Any, ...] = (
-        module._load_state_dict_pre_hooks,  # noqa: SLF001
-        module._load_state_dict_post_hooks,  # noqa: SLF001
-        module._state_dict_hooks,  # noqa: SLF001
+    hooks = itertools.chain(
+        module._load_state_dict_pre_hooks.values(),  # noqa: SLF001
+        module._load_state_dict_post_hooks.values(),  # noqa: SLF001
+        module._state_dict_hooks.values(),  # noqa: SLF001
     )
     return (
         kind.load_state_dict is nn.Module.load_state_dict
@@ -128,6 +133,6 @@ def _takes_plainly(module: nn.Module) -> bool:
         and kind._load_from_state_dict in usual  # noqa: SLF001
         and kind._save_to_state_dict is nn.Module._save_to_state_dict  # noqa: SLF001
         and kind.set_extra_state is nn.Module.set_extra_state
-        and not any(hooks)
+        and all(map(is_of_fsdp, hooks))
         and not _METHODS & vars(module).keys()
     )

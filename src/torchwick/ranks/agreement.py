@@ -10,22 +10,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NoReturn, Self
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
-from torchwick import errors
-from torchwick.distributed.members import Members, Work
-from torchwick.distributed.pulse import Failure, Pulse
-from torchwick.errors import GroupError, TorchwickError
-
-__all__ = ["Agreement"]
-
-_OF_ALL = (
-    "FormatError",
-    "IntegrityError",
-    "ObjectChangedError",
-    "ObjectNotFoundError",
-    "TensorNotFoundError",
+from torchwick.errors import (
+    FormatError,
+    GroupError,
+    IntegrityError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    TensorNotFoundError,
+    TorchwickError,
 )
+from torchwick.ranks.members import Work
+from torchwick.ranks.pulse import Failure, Pulse
+
+__all__ = ["Agreement", "Party"]
+
+_OF_ALL: dict[str, type[TorchwickError]] = {
+    kind.__name__: kind
+    for kind in (FormatError, IntegrityError, ObjectChangedError, ObjectNotFoundError, TensorNotFoundError)
+}
 """Errors that are about the checkpoint, whoever meets them: every rank raises them as they are."""
 
 _OWN = (*_OF_ALL, "StateDictError")
@@ -38,15 +42,41 @@ _BEATS_TO_BE_SURE = 8  # in which a rank that is alive shows it
 _NEW_GROUP = "Make a new process group before the next load: collectives of this one may never end."
 
 
-class Agreement:
+class Party(Protocol):
+    """Ranks, as one of them sees them."""
+
+    @property
+    def rank(self) -> int:
+        """This one's number among them."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def store(self) -> Any:
+        """The keys of this load, in the key-value store of torch.distributed."""
+        ...
+
+    def abandon(self) -> None:
+        """Keep what collectives that may never end still use."""
+        ...
+
+
+_Party = TypeVar("_Party", bound=Party)
+
+
+class Agreement(Generic[_Party]):
     """One load's: a context manager, which tells the others of whatever ends it.
 
     Args:
-        members: the ranks.
+        members: the ranks: a group's, or a mesh's.
         timeout: seconds without a sign of life, or without an answer, after which the load fails.
     """
 
-    def __init__(self, members: Members, timeout: float) -> None:
+    def __init__(self, members: _Party, timeout: float) -> None:
         self.members = members
         self._store = members.store
         self._timeout = timeout
@@ -223,7 +253,7 @@ class Agreement:
     def _error_of(self, told: Failure, *, settled: bool) -> TorchwickError:
         who = f"rank {told.rank} of {self.members.size}"
         if told.kind in _OF_ALL:
-            error: TorchwickError = getattr(errors, told.kind)(told.message, uri=told.uri, hint=told.hint)
+            error: TorchwickError = _OF_ALL[told.kind](told.message, uri=told.uri, hint=told.hint)
             error.add_remark(f"It was {who} that found this")
             if not settled:
                 error.add_remark(_NEW_GROUP)
