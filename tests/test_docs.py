@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import tempfile
 import tomllib
 import warnings
 import zipfile
@@ -105,6 +106,17 @@ def _npz() -> bytes:
     return file.getvalue()
 
 
+def _tiny_llama() -> dict[str, bytes]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
+    model.generation_config.max_new_tokens = 17
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size="60KB")
+        return {f"tiny-llama/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}
+
+
 def _objects() -> dict[str, bytes]:
     torch.manual_seed(0)
     classifier = torch.nn.Linear(2048, 1000).state_dict()
@@ -122,6 +134,7 @@ def _objects() -> dict[str, bytes]:
         "half.safetensors": safetensors.torch.save({"w": torch.ones(200)})[:-100],
         "twice.pt": _with_two_pickles(),
         "arrays.npz": _npz(),
+        **_tiny_llama(),
     }
 
 

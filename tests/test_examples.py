@@ -65,6 +65,19 @@ class TestLoadOrSayWhy:
         assert f"Did you mean {model}?" in done.stderr
 
 
+def test_a_model_of_transformers(aws_env: SeaweedFS, shared_bucket: str, put: Put, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        put(shared_bucket, f"example/{file.name}", file)
+    done = _run("transformers_from_s3.py", f"s3://{shared_bucket}/example/")
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM, torch.float32" in done.stdout
+    assert "no tokenizer: transformers makes no AutoTokenizer of it" in done.stdout
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_it_says_how_it_is_called(example: Path) -> None:
     done = _run(example.name)

@@ -18,6 +18,7 @@ from torchwick.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StateDictError,
     StoreError,
     TensorNotFoundError,
     TorchwickError,
@@ -26,8 +27,8 @@ from torchwick.errors import (
     URIError,
 )
 from torchwick.files import File, open_file
-from torchwick.loading import load
-from torchwick.report import LoadReport, Progress, SavedFile, SaveReport
+from torchwick.loading import load, load_model
+from torchwick.report import LoadReport, LoadResult, Progress, SavedFile, SaveReport
 from torchwick.saving import save, save_async, save_model
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "FormatError",
     "IntegrityError",
     "LoadReport",
+    "LoadResult",
     "MemoryLimitError",
     "ObjectChangedError",
     "ObjectExistsError",
@@ -52,6 +54,7 @@ __all__ = [
     "S3Config",
     "SaveReport",
     "SavedFile",
+    "StateDictError",
     "StoreError",
     "TensorInfo",
     "TensorNotFoundError",
@@ -64,6 +67,7 @@ __all__ = [
     "doctor",
     "load",
     "load_file",
+    "load_model",
     "open",
     "open_file",
     "save",

@@ -13,13 +13,14 @@ from torchwick.config import PutOptions, S3Config, TransferConfig
 from torchwick.diagnosis import Diagnosis, doctor
 from torchwick.drop_in import load_file, save_file
 from torchwick.files import File, open_file
-from torchwick.loading import load
-from torchwick.report import LoadReport, ProgressCallback, SaveReport
+from torchwick.loading import load, load_model
+from torchwick.report import LoadReport, LoadResult, ProgressCallback, SaveReport
 from torchwick.saving import save, save_async, save_model
 
 if TYPE_CHECKING:
     import torch
 
+    from torchwick.checkpoint.renaming import Rename
     from torchwick.checkpoint.selection import Keys
     from torchwick.checkpoint.verification import Verify
     from torchwick.loading.devices import MapLocation
@@ -55,6 +56,7 @@ class Client:
         *,
         weights_only: bool = True,
         keys: Keys = None,
+        dtype: torch.dtype | str | None = None,
         verify: Verify = "auto",
         sha256: str | None = None,
         progress: bool | ProgressCallback = False,
@@ -66,6 +68,39 @@ class Client:
             map_location,
             weights_only=weights_only,
             keys=keys,
+            dtype=dtype,
+            verify=verify,
+            sha256=sha256,
+            progress=progress,
+            on_report=on_report,
+            s3=self.s3,
+            transfer=self.transfer,
+        )
+
+    def load_model(
+        self,
+        model: torch.nn.Module,
+        uri: str | os.PathLike[str],
+        *,
+        strict: bool = True,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        keys: Keys = None,
+        rename: Rename = None,
+        verify: Verify = "auto",
+        sha256: str | None = None,
+        progress: bool | ProgressCallback = False,
+        on_report: Callable[[LoadReport], object] | None = None,
+    ) -> LoadResult:
+        """Fill a module from a checkpoint: see `torchwick.load_model`."""
+        return load_model(
+            model,
+            uri,
+            strict=strict,
+            device=device,
+            dtype=dtype,
+            keys=keys,
+            rename=rename,
             verify=verify,
             sha256=sha256,
             progress=progress,

@@ -6,6 +6,7 @@
     │  └─ UnsafePickleError                   weights_only refused what the pickle wants to import
     ├─ IntegrityError                         the bytes are not those that were stored, or pinned
     ├─ TensorNotFoundError(KeyError)          the checkpoint has no tensor of that name
+    ├─ StateDictError(RuntimeError)           the checkpoint and the module do not fit each other
     ├─ MemoryLimitError(MemoryError)          the load would hold more than it was allowed to
     └─ StoreError                             the place where the bytes live said no
        ├─ CredentialsError                    none found, expired, or rejected
@@ -34,6 +35,7 @@ __all__ = [
     "ObjectChangedError",
     "ObjectExistsError",
     "ObjectNotFoundError",
+    "StateDictError",
     "StoreError",
     "TensorNotFoundError",
     "TorchwickError",
@@ -162,6 +164,34 @@ class TensorNotFoundError(TorchwickError, KeyError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # a KeyError would put its message in quotes
+
+
+class StateDictError(TorchwickError, RuntimeError):
+    """The checkpoint's tensors are not those of the module.
+
+    Attributes:
+        missing: names of the module that the checkpoint has no tensor for.
+        unexpected: names of the checkpoint, as renamed, that the module has no place for.
+        mismatched: for each name of a tensor with another shape: the module's shape, the checkpoint's.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+        **where: Any,
+    ) -> None:
+        super().__init__(message, **where)
+        self.missing = missing
+        self.unexpected = unexpected
+        self.mismatched = mismatched or {}
 
 
 class MemoryLimitError(TorchwickError, MemoryError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["LoadReport", "Method", "Progress", "ProgressCallback", "SaveReport", "SavedFile"]
+__all__ = ["LoadReport", "LoadResult", "Method", "Progress", "ProgressCallback", "SaveReport", "SavedFile"]
 
 Method = Literal["filled", "deferred", "spooled"]
 
@@ -138,3 +138,15 @@ class SaveReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain types, for JSON."""
         return asdict(self) | {"files": [asdict(file) for file in self.files], "deleted": [*self.deleted]}
+
+
+class LoadResult(NamedTuple):
+    """What did not fit when a module was filled, by name; both are empty after a strict load.
+
+    Attributes:
+        missing: names of the module that the checkpoint has nothing for: they are as they were before.
+        unexpected: names of the checkpoint that the module has no place for: they were not read.
+    """
+
+    missing: list[str]
+    unexpected: list[str]

@@ -6,6 +6,7 @@ import collections
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -14,14 +15,37 @@ from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.checkpoint.layout import Group, Region
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.request import Request
-from torchwick.checkpoint.tensors import allocate
 from torchwick.formats.catalog import Catalog, Packed, Piece, TensorEntry
 from torchwick.formats.torch_catalog import misplaced, unpack
 from torchwick.transfer import Fill
 
-__all__ = ["Batch"]
+__all__ = ["OWN", "Batch", "Memory"]
 
 _SMALL = 1 << 20  # bytes
+
+
+class Memory(Protocol):
+    """Where the memory of a batch comes from, and goes when the tensors in it have been handed out."""
+
+    def lend(self, nbytes: int, uri: object) -> torch.Tensor:
+        """Return memory of so many bytes, for an object that messages name."""
+        ...
+
+    def give_back(self, memory: torch.Tensor) -> None:
+        """Take memory back: the caller has asked for what comes next."""
+        ...
+
+
+class _Own:
+    """Gives memory away for good: it goes with the tensors."""
+
+    lend = staticmethod(tensors.allocate)
+
+    def give_back(self, memory: torch.Tensor) -> None:
+        """Leave it to those who have tensors in it."""
+
+
+OWN = _Own()
 
 
 class Batch:
@@ -32,25 +56,33 @@ class Batch:
         catalog: where it is.
         objects: where that is.
         into: memory that is there already, by the name of the one tensor of a group.
+        memory: lends it for the others.
     """
 
     def __init__(
-        self, groups: Sequence[Group], catalog: Catalog, objects: Objects, into: Mapping[str, torch.Tensor]
+        self,
+        groups: Sequence[Group],
+        catalog: Catalog,
+        objects: Objects,
+        into: Mapping[str, torch.Tensor],
+        memory: Memory = OWN,
     ) -> None:
         self._groups = groups
         self._catalog = catalog
         self._objects = objects
-        self._memory = collections.deque(
-            {
-                region: into[group.names[0]] if group.names[0] in into else allocate(len(region), objects.uri)
-                for region in group.regions
-            }
-            for group in groups
-        )
+        self._into = into
+        self._lender = memory
+        self._memory = collections.deque(map(self._memory_of, groups))
         self.request = Request(objects)
-        for region, memory in itertools.chain.from_iterable(map(dict.items, self._memory)):
-            self.request.add(region.object, Fill(region.start, writable_bytes(memory)))
+        for region, lent in itertools.chain.from_iterable(map(dict.items, self._memory)):
+            self.request.add(region.object, Fill(region.start, writable_bytes(lent)))
             self.request.expect(region.object, region.landmarks)
+
+    def _memory_of(self, group: Group) -> dict[Region, torch.Tensor]:
+        given = self._into.get(group.names[0])
+        if given is not None:
+            return dict.fromkeys(group.regions, given)
+        return {region: self._lender.lend(len(region), self._objects.uri) for region in group.regions}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Return the tensors, all bytes being there, group by group; their memory goes with them.
@@ -63,6 +95,9 @@ class Batch:
             memory = self._memory.popleft()
             for name in group.names:
                 yield name, self._tensor(self._catalog.entries[name], memory)
+            if group.names[0] not in self._into:
+                for lent in memory.values():
+                    self._lender.give_back(lent)
 
     def _tensor(self, entry: TensorEntry, memory: dict[Region, torch.Tensor]) -> torch.Tensor:
         uri = self._objects.uri

@@ -55,6 +55,11 @@ class Objects:
         """What they have cost so far."""
         return sum((cache.tally for cache in self._caches.values()), self._spent)
 
+    @property
+    def spent(self) -> Tally:
+        """What reads have cost since it was opened."""
+        return self._spent
+
     def spend(self, tally: Tally) -> None:
         """Note what a read has cost, on whatever thread."""
         with self._spending:

@@ -21,7 +21,7 @@ from torchwick.store import ObjectInfo, Store
 from torchwick.transfer import Budget, RangeCache, Tally, persist
 from torchwick.uri import URI
 
-__all__ = ["names_many", "open_instead", "open_objects"]
+__all__ = ["catalog_of", "names_many", "open_instead", "open_objects"]
 
 _T = TypeVar("_T")
 _INDEX = ".index.json"
@@ -58,7 +58,7 @@ def open_objects(address: URI, store: Store, config: TransferConfig) -> tuple[Ca
         cache = RangeCache(store, address, config)
     except ObjectNotFoundError as error:
         return open_instead(address, store, config, error)
-    return _catalog_of(cache), Objects(address, store, config, {"": cache})
+    return catalog_of(cache), Objects(address, store, config, {"": cache})
 
 
 def open_instead(
@@ -181,7 +181,7 @@ class _Opener:
     ) -> tuple[Catalog, Objects]:
         def look(shard: str) -> tuple[RangeCache, Catalog]:
             cache = (self._cache if index is None else self._told)(directory, shard, listed)
-            return cache, _catalog_of(cache)
+            return cache, catalog_of(cache)
 
         looked = dict(zip(shards, _at_once(look, shards), strict=True))
         catalog = _merged({shard: found for shard, (_, found) in looked.items()}, index, directory)
@@ -226,7 +226,13 @@ def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:
         return list(pool.map(do, names))
 
 
-def _catalog_of(cache: RangeCache) -> Catalog:
+def catalog_of(cache: RangeCache) -> Catalog:
+    """Return the catalog of one object.
+
+    Raises:
+        FormatError: it is no checkpoint, or corrupt, or one that can only be loaded as a whole.
+        StoreError: it cannot be read.
+    """
     uri, size = cache.info.uri, cache.info.size
     kind = sniff(cache.head, uri)
     if kind == "safetensors":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
 
-from torchwick.checkpoint.batch import Batch
+from torchwick.checkpoint.batch import OWN, Batch, Memory
 from torchwick.checkpoint.layout import Group, batches
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.watch import Watch
@@ -20,6 +21,7 @@ from torchwick.transfer import Ceiling, Fill, Gated, NoWitness, Part, Transfer
 __all__ = ["Stream"]
 
 _BATCH = 16 << 20  # bytes of small tensors that are read together: a part, as large as they come
+_BETWEEN_CALLS = 0.1  # seconds
 _AHEAD = 1 << 30  # bytes read ahead where no limit was given: a second or more of any network today
 
 
@@ -45,7 +47,7 @@ class Stream:
 
     A thread of its own runs the transfer. What was read and not yet handed out, and what the caller was
     handed last, counts against the memory limit of the settings; reading goes on as the caller asks for more.
-    Memory is never used twice: a tensor that was handed out is the caller's.
+    By default memory is never used twice: a tensor that was handed out is the caller's.
 
     Args:
         groups: what is read.
@@ -54,6 +56,10 @@ class Stream:
         into: memory of the caller's that tensors are read into, by the name of the one tensor of a group: as
             many bytes as it has. It counts against no limit.
         watches: who watches over objects, by the objects' names.
+        memory: lends it for what is not read into the caller's.
+        ahead: bytes that are held at most where the settings give no limit, or two of the largest group.
+        on_progress: called about ten times a second with (bytes there, connections), on the thread that asks
+            for tensors.
 
     Raises:
         MemoryLimitError: one group alone is larger than the limit.
@@ -66,14 +72,23 @@ class Stream:
         objects: Objects,
         into: Mapping[str, torch.Tensor] | None = None,
         watches: Mapping[str, Watch] | None = None,
+        *,
+        memory: Memory = OWN,
+        ahead: int = _AHEAD,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
         self._into = into or {}
         self._watches = watches or {}
+        self._memory = memory
+        self._on_progress = on_progress
+        self._progress = 0, 0
+        self._told = time.monotonic()
         self._besides = {name: collections.deque(watch.besides) for name, watch in self._watches.items()}
-        limit = _limit([group for group in groups if group.names[0] not in self._into], objects)
+        limit = _limit([group for group in groups if group.names[0] not in self._into], objects, ahead)
         self._batches = batches(groups, min(_BATCH, limit // 4))
+        self._part_size = objects.part_size(sum(group.nbytes for group in groups))
         self._ceiling = Ceiling(limit)
         self._rank = {name: at for at, name in enumerate(objects.names)}
         self._changed = threading.Condition()
@@ -81,7 +96,8 @@ class Stream:
         self._made_all = False
         self._ended = False
         self._error: BaseException | None = None
-        self._transfer = Transfer(objects.store, Gated(self._parts(), self._ceiling), objects.config)
+        supply = Gated(self._parts(), self._ceiling)
+        self._transfer = Transfer(objects.store, supply, objects.config, self._note_progress)
         self._thread = threading.Thread(target=self._run, name="torchwick-stream")
 
     def __enter__(self) -> Self:
@@ -111,13 +127,29 @@ class Stream:
 
     def _next(self) -> _Awaited | None:
         """Wait for the batch that comes next; None after the last."""
+        while not self._wait():
+            self._tell_progress()
+        self._tell_progress()
         with self._changed:
-            self._changed.wait_for(self._is_decided)
             if self._awaited and not self._awaited[0].left:
                 return self._awaited.popleft()
             if self._error is not None:
                 raise self._error
             return None
+
+    def _wait(self) -> bool:
+        """Wait until it is decided what comes next, or it is time to tell of the progress."""
+        with self._changed:
+            return self._changed.wait_for(self._is_decided, _BETWEEN_CALLS if self._on_progress else None)
+
+    def _note_progress(self, done: int, connections: int) -> None:
+        self._progress = done, connections
+
+    def _tell_progress(self) -> None:
+        now = time.monotonic()
+        if self._on_progress is not None and now - self._told >= _BETWEEN_CALLS:
+            self._told = now
+            self._on_progress(*self._progress)
 
     def _is_decided(self) -> bool:
         if self._awaited:
@@ -129,7 +161,7 @@ class Stream:
         for groups in self._batches:
             held = sum(group.nbytes for group in groups if group.names[0] not in self._into)
             self._ceiling.take(held)
-            batch = Batch(groups, self._catalog, self._objects, self._into)
+            batch = Batch(groups, self._catalog, self._objects, self._into, self._memory)
             last = max(((r.object, r.stop) for g in groups for r in g.regions), key=self._place, default=None)
             yield from self._parts_of(batch, held, last)
         if any(self._besides.values()):
@@ -145,7 +177,7 @@ class Stream:
                 start, stop = besides.popleft()
                 batch.request.add(name, Fill(start, memoryview(bytearray(stop - start))))
         awaited = _Awaited(batch, held, self._changed)
-        parts = [*batch.request.seen_parts(self._objects.part_size(held), awaited, self._watches)]
+        parts = [*batch.request.seen_parts(self._part_size, awaited, self._watches)]
         awaited.left = sum(map(len, parts))
         with self._changed:
             self._awaited.append(awaited)
@@ -167,7 +199,7 @@ class Stream:
                 self._changed.notify_all()
 
 
-def _limit(groups: Sequence[Group], objects: Objects) -> int:
+def _limit(groups: Sequence[Group], objects: Objects, ahead: int) -> int:
     """Return the bytes that may be held at once."""
     limit = objects.config.memory_bytes()
     largest = max(groups, key=lambda group: group.nbytes, default=Group((), ()))
@@ -179,4 +211,4 @@ def _limit(groups: Sequence[Group], objects: Objects) -> int:
             needed=largest.nbytes,
             limit=limit,
         )
-    return min(limit, max(_AHEAD, 2 * largest.nbytes)) if objects.config.memory_limit == "auto" else limit
+    return min(limit, max(ahead, 2 * largest.nbytes)) if objects.config.memory_limit == "auto" else limit

@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torchwick.errors import FormatError, MemoryLimitError
 from torchwick.formats.catalog import contiguous
 from torchwick.formats.dtypes import DTYPES
 
-__all__ = ["allocate", "dtype_of", "empty", "finish", "view"]
+__all__ = ["Allocate", "allocate", "dtype_of", "empty", "finish", "view"]
+
+Allocate = Callable[[int, object], torch.Tensor]
+"""Makes memory of so many bytes, untouched, for an object that messages name."""
 
 _PAGES = 1 << 20
 """Bytes from which on memory is a mapping of its own.
@@ -94,7 +98,7 @@ def view(
     """Return a view of memory.
 
     Args:
-        memory: what it is a view of.
+        memory: what it is a view of, bytes.
         at: bytes from the beginning of memory to element [0, 0, …].
         dtype: as safetensors spells it.
         place: shape and strides, in elements.
@@ -106,7 +110,7 @@ def view(
         stride = contiguous(shape)
     tensor = torch.empty(0, dtype=kind, device="cpu")
     set_: Any = tensor.set_  # whose annotation knows no untyped storage
-    set_(memory.untyped_storage(), at // kind.itemsize, shape, stride)
+    set_(memory.untyped_storage(), (memory.storage_offset() + at) // kind.itemsize, shape, stride)
     return tensor
 
 

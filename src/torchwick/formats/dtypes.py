@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DTYPES", "SAFETENSORS_BITS", "DType", "element_size", "of_storage", "of_torch"]
+__all__ = [
+    "DTYPES",
+    "FLOATS",
+    "SAFETENSORS_BITS",
+    "DType",
+    "element_size",
+    "of_storage",
+    "of_torch",
+    "parse_dtype",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,13 @@ _ALIASES = {
     "int": "int32",
     "long": "int64",
 }
+FLOATS = tuple(
+    name
+    for name, dtype in DTYPES.items()
+    if dtype.torch.startswith(("float", "bfloat")) and dtype.bits >= 8  # smaller ones torch does not convert
+)
+"""Those that torch casts to and from."""
+_SHORT = {"fp16": "F16", "fp32": "F32", "fp64": "F64"}
 _OTHER_SIZES = {"Untyped": 1, "QInt8": 1, "QUInt8": 1, "QUInt4x2": 1, "QUInt2x4": 1, "QInt32": 4}
 
 
@@ -104,3 +120,22 @@ def element_size(type_name: str) -> int | None:
     kind = type_name.removesuffix("Storage")
     dtype = _OF_STORAGE.get(kind)
     return dtype.bits // 8 if dtype else _OTHER_SIZES.get(kind)
+
+
+def parse_dtype(given: object) -> str:
+    """Return safetensors' name for a floating-point dtype, given by that, by torch's or a usual short one.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("float8_e4m3fn")
+        ('BF16', 'F16', 'F8_E4M3')
+    """
+    text = str(given).strip().lower().removeprefix("torch.")
+    known = of_torch(text)
+    name = known.name if known else _SHORT.get(text, text.upper())
+    if name not in FLOATS:
+        choice = ", ".join(DTYPES[name].torch for name in FLOATS)
+        raise ValueError(f"{given!r} is no floating-point dtype to cast to: choose one of {choice}")
+    return name

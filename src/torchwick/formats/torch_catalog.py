@@ -23,7 +23,7 @@ from torchwick.formats.torch_zip import (
     read_archive,
 )
 
-__all__ = ["legacy_catalog", "misplaced", "unpack", "zip_catalog"]
+__all__ = ["MisplacedError", "legacy_catalog", "misplaced", "unpack", "zip_catalog"]
 
 Read = Callable[[int, int], memoryview]
 _LOAD_IT = "torchwick.load reads it as a whole."
@@ -145,9 +145,13 @@ class _Stored:
         return "big" if said == b"big" else "little"
 
 
-def misplaced(uri: object) -> FormatError:
-    """Return the error for an object in which something else is found than what its directory told."""
-    return FormatError("its records lie where no known writer puts them", uri=uri, hint=_LOAD_IT)
+class MisplacedError(FormatError):
+    """Something else is found in an object than what its directory told. Callers see a `FormatError`."""
+
+
+def misplaced(uri: object) -> MisplacedError:
+    """Return the error for that."""
+    return MisplacedError("its records lie where no known writer puts them", uri=uri, hint=_LOAD_IT)
 
 
 def _header(record: Record, start: int) -> Landmark:

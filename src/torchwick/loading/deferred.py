@@ -11,25 +11,28 @@ return None wherever that, or anything else they rely on, is not certain.
 from __future__ import annotations
 
 import bisect
-import ctypes
 import io
 import logging
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 import torch
 
 from torchwick.formats.blind import values_unseen
+from torchwick.formats.catalog import Landmark
 from torchwick.formats.dtypes import element_size
 from torchwick.formats.pickles import PickleFacts
+from torchwick.formats.torch_catalog import MisplacedError
 from torchwick.formats.torch_legacy import COUNT_BYTES, LegacyFile, StoragePlace
 from torchwick.formats.torch_zip import LOCAL_BYTES, Layout, Record, header_agrees
-from torchwick.loading.devices import MapLocation, is_faking, is_meta, stays_on_cpu
+from torchwick.loading.casting import recast
+from torchwick.loading.devices import Placement, is_faking, on_host, places
 from torchwick.loading.refusals import check_safe, explain
 from torchwick.loading.source import Source
+from torchwick.loading.streamed import Destinations, Spans, redirect, stream
 from torchwick.transfer import Fill, RangeCache
 
 __all__ = ["defer_legacy", "defer_zip", "storages_agree"]
@@ -114,23 +117,36 @@ class DeferredFile(io.RawIOBase):
 
 @dataclass
 class _Storages:
-    """The storages torch.load makes, kept alive until they are filled: a noted view does not own them."""
+    """The storages torch.load makes, kept alive until they are filled: a noted view does not own them.
 
+    Attributes:
+        where: devices that they are to be on, by the tags they were saved under.
+        made: those on the CPU, which are filled, or only stand for others.
+        moved: those that torch.load was given for them, by their addresses.
+        device_of: where each is to be, by its address.
+    """
+
+    where: Mapping[str, torch.device]
     made: list[torch.UntypedStorage] = field(default_factory=list, repr=False)  # which prints every byte
+    moved: dict[int, torch.UntypedStorage] = field(default_factory=dict, repr=False)
+    device_of: dict[int, torch.device] = field(default_factory=dict)
 
-    def keep(self, storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
+    def keep(self, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        """Take a storage, as a ``map_location`` does, and return the one that tensors are to have."""
         self.made.append(storage)
-        return storage
+        device = self.device_of[storage.data_ptr()] = self.where[location]
+        if on_host(device):
+            return storage
+        elsewhere = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device).untyped_storage()
+        if storage.nbytes():  # those without bytes have no address of their own
+            self.moved[storage.data_ptr()] = elsewhere
+        return elsewhere
 
-    def own(self, fills: Iterable[Fill]) -> bool:
-        """Whether each noted view lies inside one of the storages."""
-        spans = sorted((s.data_ptr(), s.data_ptr() + s.nbytes()) for s in self.made if s.nbytes())
-        for fill in fills:
-            address = ctypes.addressof(ctypes.c_char.from_buffer(fill.buffer))
-            at = bisect.bisect_right(spans, (address, sys.maxsize)) - 1
-            if at < 0 or address + len(fill.buffer) > spans[at][1]:
-                return False
-        return True
+    def stay(self, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        """Take a storage, and leave its tensors to it for now."""
+        self.made.append(storage)
+        self.device_of[storage.data_ptr()] = self.where[location]
+        return storage
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ class Loaded:
 
 
 def defer_zip(
-    source: Source, layout: Layout, facts: PickleFacts, map_location: MapLocation, *, weights_only: bool
+    source: Source, layout: Layout, facts: PickleFacts, to: Placement, *, weights_only: bool
 ) -> Loaded | None:
     """Load a zip checkpoint by filling, or return None where that is not certain to be exact.
 
@@ -160,7 +176,7 @@ def defer_zip(
     records = {name: r for name, r in layout.archive.records.items() if name.startswith("data/")}
     if not (_is_blind(facts) and _is_native(source, layout) and storages_agree(facts, records)):
         return None
-    if not is_meta(map_location) and not _stays(source, facts, map_location, weights_only=weights_only):
+    if not to.is_meta and _places(source, facts, to, weights_only=weights_only) is None:
         return None
     checks = _header_checks(layout, records.values())
     known = [(check, source.cache.find(check.fill.start, check.fill.stop)) for check in checks]
@@ -173,12 +189,10 @@ def defer_zip(
         ((layout.starts[name], layout.starts[name] + record.size) for name, record in records.items()),
     )
     unread = [check for check, header in known if header is None]
-    return _load(source, file, facts, unread, map_location, weights_only=weights_only)
+    return _load(source, file, facts, unread, to, weights_only=weights_only)
 
 
-def defer_legacy(
-    source: Source, legacy: LegacyFile, map_location: MapLocation, *, weights_only: bool
-) -> Loaded | None:
+def defer_legacy(source: Source, legacy: LegacyFile, to: Placement, *, weights_only: bool) -> Loaded | None:
     """Load a legacy checkpoint by filling, or return None where that is not certain to be exact.
 
     Raises:
@@ -190,7 +204,8 @@ def defer_legacy(
         return None
     if not _is_blind(facts) or sys.byteorder != "little":
         return None
-    if not _stays(source, facts, map_location, weights_only=weights_only):
+    where = _places(source, facts, to, weights_only=weights_only)
+    if where is None or not all(map(on_host, where.values())):  # torch reads into its own memory first
         return None
     counts = {place.start: struct.pack("<q", place.fact.numel) for place in storages}
     checks = [_count_check(place, counts[place.start]) for place in storages]
@@ -200,7 +215,7 @@ def defer_legacy(
         counts,
         ((place.data, place.data + place.size) for place in storages),
     )
-    return _load(source, file, facts, checks, map_location, weights_only=weights_only)
+    return _load(source, file, facts, checks, to, weights_only=weights_only)
 
 
 def _load(
@@ -208,26 +223,56 @@ def _load(
     file: DeferredFile,
     facts: PickleFacts,
     checks: list[_Check],
-    map_location: MapLocation,
+    to: Placement,
     *,
     weights_only: bool,
 ) -> Loaded | None:
-    storages = _Storages()
-    shapes_only = is_meta(map_location) or is_faking()
-    keep: Any = map_location if shapes_only else storages.keep
-    with explain(source.uri, weights_only=weights_only, facts=facts):
-        value = torch.load(cast(IO[bytes], file), map_location=keep, weights_only=weights_only, mmap=False)
-    if not storages.own(file.noted):
+    if to.is_meta or is_faking():  # no bytes are read
+        value = _laid_out(source, file, facts, to.map_location, weights_only=weights_only)
+        if to.dtype is not None:
+            recast(value, to.dtype)
+        return Loaded(value)
+    storages = _Storages(_places(source, facts, to, weights_only=weights_only) or {})
+    keep = storages.keep if to.dtype is None else storages.stay
+    value = _laid_out(source, file, facts, keep, weights_only=weights_only)
+    spans = Spans(storages.made)
+    if not all(map(spans.find, (fill.buffer for fill in file.noted))):
         _log.debug("%s: torch read into memory of its own; taking the careful path", source.uri)
         return None
-    if shapes_only:  # and no bytes, which there would then be to verify
-        return Loaded(value)
     between = checks if file.noted else []
-    source.fill([*file.noted, *(check.fill for check in between)])
-    if not all(check.holds(check.fill.buffer) for check in between):
+    destinations = Destinations({}, storages.moved)
+    if to.dtype is not None:
+        destinations = redirect(value, to.dtype, storages.device_of)
+    if not (destinations.cast or destinations.moved):
+        source.fill([*file.noted, *(check.fill for check in between)])
+        agreed = all(check.holds(check.fill.buffer) for check in between)
+    else:
+        agreed = _stream(source, file.noted, spans, destinations, between)
+    if not agreed:
         _log.warning("%s: its records lie where no known writer puts them; reading it again", source.uri)
         return None
     return Loaded(value)
+
+
+def _laid_out(
+    source: Source, file: DeferredFile, facts: PickleFacts, map_location: Any, *, weights_only: bool
+) -> Any:
+    with explain(source.uri, weights_only=weights_only, facts=facts):
+        return torch.load(
+            cast(IO[bytes], file), map_location=map_location, weights_only=weights_only, mmap=False
+        )
+
+
+def _stream(
+    source: Source, fills: Sequence[Fill], spans: Spans, to: Destinations, checks: Iterable[_Check]
+) -> bool:
+    """Stream, and tell whether what lies between the storages is what belongs there."""
+    landmarks = [Landmark(check.fill.start, check.fill.stop, check.holds) for check in checks]
+    try:
+        stream(source, fills, spans, to, landmarks)
+    except MisplacedError:
+        return False
+    return True
 
 
 def _size(source: Source) -> int:
@@ -241,10 +286,12 @@ def _is_blind(facts: PickleFacts) -> bool:
     return facts.followed and all(map(values_unseen, facts.globals))
 
 
-def _stays(source: Source, facts: PickleFacts, map_location: MapLocation, *, weights_only: bool) -> bool:
-    """Whether all storages will be on the CPU; a pickle that is refused is refused before its devices are."""
+def _places(
+    source: Source, facts: PickleFacts, to: Placement, *, weights_only: bool
+) -> dict[str, torch.device] | None:
+    """Return where the storages will be; a pickle that is refused is refused before its devices are."""
     try:
-        return stays_on_cpu(map_location, {fact.location for fact in facts.storages.values()})
+        return places(to.map_location, {fact.location for fact in facts.storages.values()})
     except RuntimeError:
         if weights_only:
             check_safe(facts, source.uri)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["MapLocation", "is_faking", "is_meta", "settle", "stays_on_cpu"]
+__all__ = ["MapLocation", "Placement", "is_faking", "is_meta", "on_host", "places", "settle"]
 
 MapLocation = (
     str
@@ -19,24 +20,48 @@ MapLocation = (
 )
 
 
-def stays_on_cpu(map_location: MapLocation, saved_on: Iterable[str]) -> bool:
-    """Whether every storage, given the device tags they were saved under, will end up on the CPU.
+def places(map_location: MapLocation, saved_on: Iterable[str]) -> dict[str, torch.device] | None:
+    """Return where storages will end up, by the device tags that they were saved under.
+
+    None where no one knows, and for some of them the place is ``meta``, which takes no bytes.
 
     Raises:
         RuntimeError: as torch.load would, before any bytes are moved: a device is not there.
     """
     if callable(map_location):
-        return False
-    targets = {_target(map_location, tag) for tag in saved_on}
-    for target in targets - {"cpu"}:
-        restore: Any = torch.serialization.default_restore_location
-        restore(torch.empty(0).untyped_storage(), target)
-    return targets <= {"cpu"}
+        return None
+    restore: Any = torch.serialization.default_restore_location
+    nothing = torch.empty(0, device="cpu").untyped_storage()
+    where = {tag: restore(nothing, _target(map_location, tag)).device for tag in saved_on}
+    return None if any(device.type == "meta" for device in where.values()) else where
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether the network can read into its memory."""
+    return device.type == "cpu"
 
 
 def is_meta(map_location: MapLocation) -> bool:
     """Whether only shapes are asked for."""
     return isinstance(map_location, str | torch.device) and torch.device(map_location).type == "meta"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where tensors are to be, and as what.
+
+    Attributes:
+        map_location: as for torch.load.
+        dtype: what floating-point tensors are cast to; None: they stay what they are.
+    """
+
+    map_location: MapLocation = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether only shapes are asked for."""
+        return is_meta(self.map_location)
 
 
 def is_faking() -> bool:

@@ -11,21 +11,24 @@ from torchwick.checkpoint import tensors
 from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.formats import safetensors
 from torchwick.formats.catalog import TensorEntry
-from torchwick.loading.devices import MapLocation, is_faking, settle
+from torchwick.loading.devices import is_faking
 from torchwick.loading.source import Source
 from torchwick.transfer import Fill
 
 __all__ = ["load_safetensors"]
 
 
-def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, torch.Tensor]:
+def load_safetensors(source: Source, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the tensors by name, in the order of their bytes, as ``safetensors.torch.load_file`` does.
+
+    Args:
+        source: the object.
+        device: the CPU, or ``meta``.
 
     Raises:
         FormatError: the header is corrupt, or torch has no such dtype.
         StoreError: the bytes cannot be read.
     """
-    device = settle(map_location, source.uri)
     catalog = safetensors.read_catalog(source.cache.read, source.info.size, source.uri)
     if source.size is None:  # where the server does not say, the header does
         source.size = max(
@@ -33,10 +36,9 @@ def load_safetensors(source: Source, map_location: MapLocation) -> dict[str, tor
         )
     if device.type == "meta" or is_faking():
         return {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
-    made = {name: _empty(entry, source, torch.device("cpu")) for name, entry in catalog.entries.items()}
+    made = {name: _empty(entry, source, device) for name, entry in catalog.entries.items()}
     _fill(source, [(entry, made[name]) for name, entry in catalog.entries.items()])
-    # One by one, each CPU tensor let go as soon as it has moved.
-    return {name: made.pop(name).to(device) for name in catalog.entries}
+    return made
 
 
 def _stop(entry: TensorEntry) -> int:

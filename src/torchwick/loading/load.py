@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,22 @@ from torchwick.checkpoint.progress import watched
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import ObjectNotFoundError
 from torchwick.formats.sniff import sniff
+from torchwick.loading.facts import facts_of, unverified
 from torchwick.report import LoadReport, ProgressCallback
 from torchwick.uri import parse
 
 if TYPE_CHECKING:
+    import torch
+
     from torchwick.checkpoint.objects import Objects
     from torchwick.checkpoint.selection import Keys
     from torchwick.checkpoint.verification import Verify
     from torchwick.formats.catalog import Catalog
-    from torchwick.loading.devices import MapLocation
+    from torchwick.loading.devices import MapLocation, Placement
     from torchwick.loading.source import Source
     from torchwick.loading.torch_files import Outcome
-    from torchwick.report import Method
     from torchwick.store import Store
-    from torchwick.transfer import RangeCache, Tally
+    from torchwick.transfer import RangeCache
     from torchwick.uri import URI
 
 __all__ = ["load"]
@@ -40,6 +42,7 @@ def load(
     *,
     weights_only: bool = True,
     keys: Keys = None,
+    dtype: torch.dtype | str | None = None,
     verify: Verify = "auto",
     sha256: str | None = None,
     progress: bool | ProgressCallback = False,
@@ -63,6 +66,8 @@ def load(
         keys: only these tensors, as a flat dict: a name or a pattern (``"layers.0.*"``), several, or a
             function that tells of a name whether it is meant. Names are those that `torchwick.open` has; only
             the bytes that are needed are read, and no pickle is run.
+        dtype: what floating-point tensors are cast to as they arrive, as ``torch.bfloat16`` or ``"bf16"``;
+            ties stay, and so do integers, masks and the step counters of optimizers.
         verify: ``"auto"`` holds the bytes against the checksum that S3 keeps of the object, if it keeps one
             and all of the object is read; True fails where that cannot be done; False does not ask for it.
             `LoadReport.verified` says what came of it.
@@ -98,16 +103,18 @@ def load(
     """
     # Imported here, so that importing torchwick costs no import of HTTP and TLS.
     from torchwick.checkpoint.verification import parse_sha256
+    from torchwick.formats.dtypes import DTYPES, parse_dtype
     from torchwick.store import open_store
 
     started = time.perf_counter()
     address, config, digest = parse(uri), transfer or TransferConfig(), parse_sha256(sha256)
+    kind = None if dtype is None else DTYPES[parse_dtype(dtype)].torch
     store = open_store(address, s3 or S3Config(), config.timeout)
     with watched(progress) as on_progress:
-        task = _Task(address, store, config, on_progress, map_location, verify, digest)
+        task = _Task(address, store, config, on_progress, map_location, kind, verify, digest)
         value, facts = task.run(keys, weights_only=weights_only)
     if facts["verified"] is None and (verify is True or digest is not None):
-        raise _unverified(address, map_location)
+        raise unverified(address, map_location)
     report = LoadReport(uri=str(address), seconds=time.perf_counter() - started, **facts)
     _log.info("loaded %s: %s", report.uri, report)
     if on_report is not None:
@@ -124,12 +131,14 @@ class _Task:
     config: TransferConfig
     on_progress: ProgressCallback | None
     map_location: MapLocation
+    dtype: str | None
     verify: Verify
     digest: str | None
 
     def run(self, keys: Keys, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:
         """Load, and return what was loaded and what there is to report."""
-        from torchwick.checkpoint.opening import names_many, open_instead, open_objects
+        from torchwick.checkpoint.objects import Objects
+        from torchwick.checkpoint.opening import catalog_of, names_many, open_instead, open_objects
         from torchwick.transfer import RangeCache
 
         asked = self.address, self.store, self.config
@@ -139,7 +148,23 @@ class _Task:
             cache = RangeCache(self.store, self.address, self.config)
         except ObjectNotFoundError as error:
             return self._by_name(*open_instead(*asked, error), None)
+        if self._moves and sniff(cache.head, self.address) == "safetensors":  # which has nothing but names
+            return self._by_name(catalog_of(cache), Objects(*asked, {"": cache}), None)
         return self._whole(cache, weights_only=weights_only)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether tensors are not to be what is stored, in the CPU's memory."""
+        where = self.map_location
+        stays = where is None or str(where) in ("cpu", "meta") or where == b"cpu"
+        return self.dtype is not None or not stays
+
+    def _placement(self) -> Placement:
+        import torch
+
+        from torchwick.loading.devices import Placement
+
+        return Placement(self.map_location, None if self.dtype is None else getattr(torch, self.dtype))
 
     def _whole(self, cache: RangeCache, *, weights_only: bool) -> tuple[Any, dict[str, Any]]:
         """Load one object as it was saved."""
@@ -152,9 +177,9 @@ class _Task:
             self.store, source.info, self.config.timeout, verify=self.verify, sha256=self.digest
         )
         with asked as source.expected:
-            outcome = _load(source, self.map_location, weights_only=weights_only)
+            outcome = _load(source, self._placement, weights_only=weights_only)
         size = source.tally.bytes_read if source.size is None else source.size
-        facts = _facts(source.tally, [source], outcome.format, outcome.method, size)
+        facts = facts_of(source.tally, [source], outcome.format, outcome.method, size)
         return outcome.value, facts
 
     def _by_name(self, catalog: Catalog, objects: Objects, keys: Keys) -> tuple[Any, dict[str, Any]]:
@@ -169,56 +194,26 @@ class _Task:
         names = select(keys, catalog.entries, self.address)
         selection = Selection(catalog, objects, names, self.on_progress)
         value = load_selected(
-            selection, self.map_location, self.address, verify=self.verify, sha256=self.digest
+            selection, self._placement(), self.address, verify=self.verify, sha256=self.digest
         )
         size = objects.size or objects.tally.bytes_read
-        return value, _facts(objects.tally, selection.sources, catalog.format, "filled", size)
+        return value, facts_of(objects.tally, selection.sources, catalog.format, "filled", size)
 
 
-def _load(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def _load(source: Source, placement: Callable[[], Placement], *, weights_only: bool) -> Outcome:
     # torch is imported here, after the address, the store and the object proved good.
     kind = sniff(source.cache.head, source.uri)
+    from torchwick.loading.devices import settle
     from torchwick.loading.filled import load_safetensors
     from torchwick.loading.spooled import spool
     from torchwick.loading.torch_files import Outcome, load_legacy, load_tar, load_zip
 
     if source.pinned and source.size is None:  # a digest is of all there is, and only its end tells how much
         with spool(source, second_copy=True) as path:
-            outcome = _load(source.reopened(path), map_location, weights_only=weights_only)
+            outcome = _load(source.reopened(path), placement, weights_only=weights_only)
         return replace(outcome, method="spooled")
     if kind == "safetensors":
-        return Outcome(load_safetensors(source, map_location), "safetensors", "filled")
+        device = settle(placement().map_location, source.uri)
+        return Outcome(load_safetensors(source, device), "safetensors", "filled")
     loaders = {"zip": load_zip, "legacy": load_legacy, "tar": load_tar}
-    return loaders[kind](source, map_location, weights_only=weights_only)
-
-
-def _unverified(address: URI, map_location: MapLocation) -> Exception:
-    from torchwick.checkpoint.verification import unverifiable
-    from torchwick.loading.devices import is_faking, is_meta
-
-    if is_meta(map_location) or is_faking():
-        return ValueError(f"{address}: no bytes are read for {map_location!r} that could be verified")
-    return unverifiable(address)
-
-
-def _facts(tally: Tally, sources: Sequence[Source], format: str, method: Method, size: int) -> dict[str, Any]:
-    """Return what there is to report of the objects that were read."""
-    infos = [source.info for source in sources]
-    return {
-        "format": format,
-        "method": method,
-        "size": size,
-        "bytes_read": tally.bytes_read,
-        "requests": tally.requests,
-        "retries": tally.retries,
-        "connections": max(1, tally.connections),
-        "etag": _only(info.etag for info in infos),
-        "version": _only(info.version for info in infos),
-        "verified": _only(source.verified for source in sources),
-    }
-
-
-def _only(of_objects: Iterable[str | None]) -> str | None:
-    """Return what all objects have in common, or None."""
-    values = set(of_objects)
-    return values.pop() if len(values) == 1 else None
+    return loaders[kind](source, placement(), weights_only=weights_only)

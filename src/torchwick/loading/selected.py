@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +15,14 @@ from torchwick.checkpoint.batch import Batch
 from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.verification import Verify, expecting
+from torchwick.checkpoint.watch import Watch
 from torchwick.formats.catalog import Catalog
-from torchwick.loading.devices import MapLocation, is_faking, settle
+from torchwick.loading.casting import recast
+from torchwick.loading.devices import Placement, is_faking, on_host, settle
+from torchwick.loading.feeding import feed
 from torchwick.loading.source import WORTH_READING, Source
+from torchwick.loading.storages import storages
+from torchwick.loading.whole import Range
 from torchwick.report import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -41,7 +48,12 @@ class Selection:
         self._objects = objects
         self._entries = {name: catalog.entries[name] for name in names}
         self._on_progress = on_progress
+        self._total = 0  # bytes that will have arrived at the end
         self.sources = [Source(objects.store, objects[name], objects.config, None) for name in objects.names]
+
+    def only(self, names: Sequence[str]) -> Selection:
+        """Return the same for these names alone."""
+        return Selection(self._catalog, self._objects, names, self._on_progress)
 
     def shapes(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Return the tensors without their elements."""
@@ -55,10 +67,62 @@ class Selection:
         wanted = groups(self._entries, self._objects.names)
         batch = Batch(wanted, self._catalog, self._objects, {})
         fills = [batch.request.fills(name) for name in self._objects.names]
+        sizes = [sum(len(fill.buffer) for fill in of_object) for of_object in fills]
+        with self._expecting(sizes, verify=verify, sha256=sha256):
+            self._fill(fills)
+        found = dict(batch.tensors())
+        return {name: found[name] for name in self._entries}
+
+    def fill(self, targets: Mapping[str, torch.Tensor], *, verify: Verify, sha256: str | None) -> None:
+        """Read the tensors into others, of any dtype and on any device.
+
+        Where the bytes have to be seen in their order, or come in no other, all are read first.
+
+        Args:
+            targets: by name.
+            verify: as for `torchwick.load`.
+            sha256: as for `torchwick.load`.
+        """
+        if sha256 is not None or not all(map(_comes_in_parts, self.sources)):
+            found = self.read(verify=verify, sha256=sha256)
+            with torch.no_grad():
+                for name, target in targets.items():
+                    target.detach().copy_(found.pop(name))
+            return
         with ExitStack() as questions:
-            for source, of_object in zip(self.sources, fills, strict=True):
+            watches = partial(self._watches, questions, verify=verify)
+            catalog = replace(self._catalog, entries=self._entries)
+            feed(catalog, self._objects, targets, watches, self._on_progress and self._tell_of_total)
+        self._tell_of_total(self._total, 0)
+
+    def move(
+        self, device: torch.device, dtype: torch.dtype | None, *, verify: Verify, sha256: str | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors on a device, those that are floating-point cast to `dtype`; ties stay."""
+        shared = storages(replace(self._catalog, entries=self._entries), self._objects.names)
+        inner = Selection(shared.catalog, self._objects, [*shared.catalog.entries], self._on_progress)
+        inner.sources = self.sources  # which are told what was verified
+        targets = shared.empty(device, dtype, self._objects.uri)
+        inner.fill(targets, verify=verify, sha256=sha256)
+        return shared.tensors(self._entries, targets)
+
+    def _watches(
+        self, questions: ExitStack, wanted: Mapping[str, Sequence[Range]], *, verify: Verify
+    ) -> dict[str, Watch]:
+        ranges = [wanted[name] for name in self._objects.names]
+        sizes = [sum(stop - start for start, stop in of_object) for of_object in ranges]
+        questions.enter_context(self._expecting(sizes, verify=verify, sha256=None))
+        watches = [source.watch(of_object) for source, of_object in zip(self.sources, ranges, strict=True)]
+        self._total = sum(sizes) + sum(b - a for watch in watches for a, b in watch.besides)
+        return dict(zip(self._objects.names, watches, strict=True))
+
+    @contextmanager
+    def _expecting(self, sizes: Sequence[int], *, verify: Verify, sha256: str | None) -> Iterator[None]:
+        """Ask what the objects have to come to, if so many bytes of each are read."""
+        with ExitStack() as questions:
+            for source, size in zip(self.sources, sizes, strict=True):
                 source.pinned = sha256 is not None
-                if verify is True or sha256 is not None or _is_all(source, of_object):
+                if verify is True or sha256 is not None or _is_all(source, size):
                     asked = expecting(
                         self._objects.store,
                         source.info,
@@ -67,39 +131,43 @@ class Selection:
                         sha256=sha256,
                     )
                     source.expected = questions.enter_context(asked)
-            self._fill(fills)
-        found = dict(batch.tensors())
-        return {name: found[name] for name in self._entries}
+            yield
 
     def _fill(self, fills: Iterable[Sequence[Fill]]) -> None:
         fills = list(fills)
         size = self._objects.part_size(sum(len(fill.buffer) for of_object in fills for fill in of_object))
         prepared = [source.prepare(of, size) for source, of in zip(self.sources, fills, strict=True)]
         parts = [part for of_object in prepared for part in of_object.parts]
-        total = sum(map(len, parts))
-        self._objects.transfer(parts, lambda done, connections: self._tell(done, total, connections))
-        self._tell(total, total, 0)
+        self._total = sum(map(len, parts))
+        self._objects.transfer(parts, self._tell_of_total)
+        self._tell_of_total(self._total, 0)
         for of_object in prepared:
             of_object.finish()
 
-    def _tell(self, done: int, total: int, connections: int) -> None:
+    def _tell_of_total(self, done: int, connections: int) -> None:
         if self._on_progress is not None:
-            self._on_progress(Progress(str(self._objects.uri), done, total, connections))
+            self._on_progress(Progress(str(self._objects.uri), done, self._total, connections))
 
 
-def _is_all(source: Source, fills: Iterable[Fill]) -> bool:
-    """Whether so much of an object is read that the rest is worth reading to verify it."""
-    at_hand = sum(len(fill.buffer) for fill in fills) + source.cache.held
-    return source.size is not None and source.size - at_hand <= WORTH_READING
+def _comes_in_parts(source: Source) -> bool:
+    return source.size is not None and source.info.ranged
+
+
+def _is_all(source: Source, wanted: int) -> bool:
+    """Whether so many bytes of an object are read that the rest is worth reading to verify it."""
+    return source.size is not None and source.size - wanted - source.cache.held <= WORTH_READING
 
 
 def load_selected(
-    selection: Selection, map_location: MapLocation, uri: object, *, verify: Verify, sha256: str | None
+    selection: Selection, to: Placement, uri: object, *, verify: Verify, sha256: str | None
 ) -> dict[str, torch.Tensor]:
     """Return the tensors, where they are wanted."""
-    device = settle(map_location, uri)
+    device = settle(to.map_location, uri)
     if device.type == "meta" or is_faking():
-        return selection.shapes(device)
-    found = selection.read(verify=verify, sha256=sha256)
-    # One by one, each CPU tensor let go as soon as it has moved.
-    return {name: found.pop(name).to(device) for name in list(found)}
+        shapes = selection.shapes(device)
+        if to.dtype is not None:
+            recast(shapes, to.dtype)
+        return shapes
+    if to.dtype is None and on_host(device):
+        return selection.read(verify=verify, sha256=sha256)
+    return selection.move(device, to.dtype, verify=verify, sha256=sha256)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, Literal
 
+from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.verification import Expected, PinnedDigest, StoredSums, read_differently
 from torchwick.checkpoint.watch import Watch
 from torchwick.config import TransferConfig
@@ -87,10 +88,10 @@ class Source:
             self._store,
             Listed(prepared.parts),
             self.config,
-            lambda done, connections: self._tell(done, total, connections),
+            lambda done, connections: self.tell(done, total, connections),
             budget=self.cache.budget,
         ).run()
-        self._tell(total, total, 0)
+        self.tell(total, total, 0)
         prepared.finish()
 
     def prepare(self, fills: Sequence[Fill], part_size: int | Literal["auto"]) -> Prepared:
@@ -183,7 +184,16 @@ class Source:
         file.uri = self.uri
         return file
 
-    def _tell(self, done: int, total: int, connections: int) -> None:
+    def objects(self) -> Objects:
+        """Return it as the one object of a checkpoint."""
+        return Objects(self.uri, self._store, self.config, {"": self.cache})
+
+    def spend(self, tally: Tally) -> None:
+        """Note what a read by other means has cost."""
+        self._filled += tally
+
+    def tell(self, done: int, total: int, connections: int) -> None:
+        """Say how far it has come, if anyone wants to hear it."""
         if self._on_progress is not None:
             self._on_progress(Progress(str(self.uri), done, total, connections))
 

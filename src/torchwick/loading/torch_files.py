@@ -25,8 +25,9 @@ from torchwick.formats.torch_zip import (
     header_agrees,
     read_archive,
 )
+from torchwick.loading.casting import recast
 from torchwick.loading.deferred import defer_legacy, defer_zip, storages_agree
-from torchwick.loading.devices import MapLocation
+from torchwick.loading.devices import Placement
 from torchwick.loading.refusals import check_safe, explain, refuse_code
 from torchwick.loading.source import Source
 from torchwick.loading.spooled import spool
@@ -46,27 +47,27 @@ class Outcome:
     method: Method
 
 
-def load_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def load_zip(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     """Load any of torch's zip archives."""
     if source.info.size is None or not source.info.ranged:
-        return _load_unranged_zip(source, map_location, weights_only=weights_only)
+        return _load_unranged_zip(source, to, weights_only=weights_only)
     archive = read_archive(source.cache.read, source.info.size, source.uri)
     if "constants.pkl" in archive.records:
-        return _load_torchscript(source, map_location, weights_only=weights_only)
+        return _load_torchscript(source, to, weights_only=weights_only)
     if "archive_format" in archive.records or "serialized_exported_program.json" in archive.records:
-        return _load_exported(source, map_location, weights_only=weights_only)
+        return _load_exported(source, to, weights_only=weights_only)
     if "data.pkl" not in archive.records:
         hint = "Is it an .npz, a Keras model, or a zip of a model? Unpack it first."
         raise FormatError("a zip archive without the data.pkl of torch.save", uri=source.uri, hint=hint)
-    return _load_saved(source, archive, map_location, weights_only=weights_only)
+    return _load_saved(source, archive, to, weights_only=weights_only)
 
 
-def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def load_legacy(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     """Load the format of torch before 1.6."""
     legacy = read_legacy(source.cache.read, source.info.size, source.uri)
     facts = legacy.facts
     if source.info.size is not None and _may_run_first(source, weights_only=weights_only):
-        loaded = defer_legacy(source, legacy, map_location, weights_only=weights_only)
+        loaded = defer_legacy(source, legacy, to, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch legacy", "deferred")
     _check_before_fetching(facts, source, weights_only=weights_only)
@@ -74,29 +75,27 @@ def load_legacy(source: Source, map_location: MapLocation, *, weights_only: bool
         spool(source, second_copy=True) as path,
         explain(source.uri, weights_only=weights_only, facts=facts),
     ):
-        value = _torch_load(path, map_location, weights_only=weights_only, mmap=False)
+        value = _torch_load(path, to, weights_only=weights_only, mmap=False)
     return Outcome(value, "torch legacy", "spooled")
 
 
-def load_tar(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def load_tar(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     """Load the tar format of torch before 0.1.10, which torch reads only with ``weights_only=False``."""
     if weights_only:
         raise refuse_code("a checkpoint in the tar format of torch before 0.1.10 is all pickles", source.uri)
     with spool(source, second_copy=True) as path, explain(source.uri, weights_only=False):
-        value = _torch_load(path, map_location, weights_only=False, mmap=False)
+        value = _torch_load(path, to, weights_only=False, mmap=False)
     return Outcome(value, "torch tar", "spooled")
 
 
-def _load_saved(
-    source: Source, archive: Archive, map_location: MapLocation, *, weights_only: bool
-) -> Outcome:
+def _load_saved(source: Source, archive: Archive, to: Placement, *, weights_only: bool) -> Outcome:
     _check_unpacked(source, archive)
     layout = derive_layout(archive)
     facts = None if layout is None else _look(source, layout)
     if facts is not None:
         check_storages(facts, archive, source.uri)
     if layout is not None and facts is not None and _may_run_first(source, weights_only=weights_only):
-        loaded = defer_zip(source, layout, facts, map_location, weights_only=weights_only)
+        loaded = defer_zip(source, layout, facts, to, weights_only=weights_only)
         if loaded is not None:
             return Outcome(loaded.value, "torch zip", "deferred")
     _check_before_fetching(facts, source, weights_only=weights_only)
@@ -111,7 +110,7 @@ def _load_saved(
             facts = _look_by_torch(path, archive, source)
             _check_before_fetching(facts, source, weights_only=weights_only)
         mmap = mappable and layout is not None and _headers_agree(path, layout)
-        value = _torch_load(path, map_location, weights_only=weights_only, mmap=mmap)
+        value = _torch_load(path, to, weights_only=weights_only, mmap=mmap)
     return Outcome(value, "torch zip", "spooled")
 
 
@@ -146,9 +145,12 @@ def _check_before_fetching(facts: PickleFacts | None, source: Source, *, weights
         raise FormatError("its pickle builds what no pickle can build", uri=source.uri, hint=hint)
 
 
-def _torch_load(path: str, map_location: MapLocation, *, weights_only: bool, mmap: bool) -> Any:
-    where: Any = map_location  # torch's own annotation lacks some of the kinds it takes
-    return torch.load(path, map_location=where, weights_only=weights_only, mmap=mmap)
+def _torch_load(path: str, to: Placement, *, weights_only: bool, mmap: bool) -> Any:
+    where: Any = to.map_location  # torch's own annotation lacks some of the kinds it takes
+    value = torch.load(path, map_location=where, weights_only=weights_only, mmap=mmap)
+    if to.dtype is not None:
+        recast(value, to.dtype)
+    return value
 
 
 def _can_be_mapped(layout: Layout, facts: PickleFacts) -> bool:
@@ -206,7 +208,7 @@ def _look_at(data: bytes, source: Source) -> PickleFacts:
         raise FormatError("its pickle does not come to an end", uri=source.uri, hint=hint) from None
 
 
-def _load_torchscript(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def _load_torchscript(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     if weights_only:
         raise refuse_code("a TorchScript archive is a program", source.uri)
     with (
@@ -217,11 +219,18 @@ def _load_torchscript(source: Source, map_location: MapLocation, *, weights_only
         jit_load: Any = torch.jit.load
         # The caller asked for a model, not for a format, and cannot act on the format's deprecation here.
         warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
-        value = jit_load(path, map_location=map_location)
+        value = jit_load(path, map_location=to.map_location)
+        if to.dtype is not None:
+            value = value.to(to.dtype)
     return Outcome(value, "TorchScript", "spooled")
 
 
-def _load_exported(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def _load_exported(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
+    map_location = to.map_location
+    if to.dtype is not None:
+        raise ValueError(
+            f"{source.uri}: a torch.export archive has its dtypes in its program: load it as it is"
+        )
     if callable(map_location):
         raise TypeError(
             f"{source.uri}: a torch.export archive takes devices for map_location, not a function"
@@ -244,8 +253,8 @@ def _load_exported(source: Source, map_location: MapLocation, *, weights_only: b
     return Outcome(value, "pt2", "spooled")
 
 
-def _load_unranged_zip(source: Source, map_location: MapLocation, *, weights_only: bool) -> Outcome:
+def _load_unranged_zip(source: Source, to: Placement, *, weights_only: bool) -> Outcome:
     """Load from a server that answers no ranges: the directory, which is needed first, arrives last."""
     with spool(source, second_copy=True) as path:
-        outcome = load_zip(source.reopened(path), map_location, weights_only=weights_only)
+        outcome = load_zip(source.reopened(path), to, weights_only=weights_only)
     return replace(outcome, method="spooled")

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from torchwick.checkpoint import Checkpoint
 from torchwick.checkpoint.progress import watched
+from torchwick.checkpoint.renaming import Rename, renamed
 from torchwick.checkpoint.selection import Keys, select
 from torchwick.config import S3Config, TransferConfig, parse_size
+from torchwick.formats.dtypes import parse_dtype
+from torchwick.formats.ties import with_ties
 from torchwick.report import ProgressCallback
 from torchwick.saving.conversion import Conversion, WrittenFile
 from torchwick.saving.destination import destination, generation
 from torchwick.saving.files import Content
-from torchwick.saving.plan import Plan, lots, parse_dtype, plan, renamed, untied, with_ties
+from torchwick.saving.plan import Plan, lots, plan, untied
 from torchwick.saving.writing import write
 from torchwick.uri import URI, parse
 
@@ -40,7 +43,7 @@ def convert(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str | None = None,
     keys: Keys = None,
-    rename: Mapping[str, str] | None = None,
+    rename: Rename = None,
     overwrite: bool = False,
     copy_ties: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -65,7 +68,8 @@ def convert(
         max_shard_size: bytes of tensors in one file of a directory, as a number or as text (``"5GB"``). A
             tensor that is larger has a file of its own. None: all are in one file.
         keys: which tensors: names or patterns (``"model.*"``), a function, or None for all.
-        rename: beginnings of names, and what takes their place: ``{"model.": ""}``.
+        rename: beginnings of names, and what takes their place: ``{"model.": ""}``; or one pair; or a
+            function from name to name.
         overwrite: replace what is there; in a directory, the files of the model that is in it.
         copy_ties: write a tensor that has several names once for each. By default it is written once, and its
             other names go into the metadata, as `safetensors.torch.save_model` has it.
@@ -108,7 +112,7 @@ def convert(
         raise ValueError("max_shard_size is for directories: end the destination in a slash")
     present = to.present() if overwrite else to.refuse_present()
     catalog, objects = open_objects(address, open_store(address, s3 or S3Config(), config.timeout), config)
-    catalog, ties = _chosen(catalog, objects, keys, rename or {}, copy_ties=copy_ties)
+    catalog, ties = _chosen(catalog, objects, keys, rename, copy_ties=copy_ties)
     lots_ = [replace(catalog, entries=lot) for lot in lots(catalog.entries, objects.names, cast, address)]
     planned = plan(
         {name: entry for lot in lots_ for name, entry in lot.entries.items()},
@@ -156,12 +160,12 @@ def convert(
 
 
 def _chosen(
-    catalog: Catalog, objects: Objects, keys: Keys, rename: Mapping[str, str], *, copy_ties: bool
+    catalog: Catalog, objects: Objects, keys: Keys, rename: Rename, *, copy_ties: bool
 ) -> tuple[Catalog, dict[str, str]]:
     """Return the catalog of what is to be written, under the names it is to have, and other names of it."""
     catalog = with_ties(catalog)
     names = select(keys, catalog.entries, objects.uri)
-    entries = renamed({name: catalog.entries[name] for name in names}, rename)
+    entries = {new: catalog.entries[name] for new, name in renamed(names, rename).items()}
     ties: dict[str, str] = {}
     if not copy_ties:
         entries, ties = untied(entries)

@@ -15,86 +15,15 @@ from itertools import groupby
 
 from torchwick.checkpoint.layout import groups
 from torchwick.errors import FormatError
-from torchwick.formats.catalog import Catalog, TensorEntry
-from torchwick.formats.dtypes import DTYPES, SAFETENSORS_BITS, of_torch
+from torchwick.formats.catalog import TensorEntry
+from torchwick.formats.dtypes import DTYPES, FLOATS, SAFETENSORS_BITS
 from torchwick.formats.safetensors import header
 from torchwick.saving.destination import INDEX, shard_names
 from torchwick.saving.files import File, PlainFile, TensorFile
 
-__all__ = ["Plan", "lots", "parse_dtype", "plan", "renamed", "untied", "with_ties"]
+__all__ = ["Plan", "lots", "plan", "untied"]
 
-_FLOATS = tuple(
-    name
-    for name, dtype in DTYPES.items()
-    if dtype.torch.startswith(("float", "bfloat")) and dtype.bits >= 8  # smaller ones torch does not convert
-)
-_SHORT = {"fp16": "F16", "fp32": "F32", "fp64": "F64"}
 _FORMAT = {"format": "pt"}  # which transformers insists on
-_OF_INDEXES = ("total_size", "total_parameters")
-
-
-def parse_dtype(given: object) -> str:
-    """Return safetensors' name for a floating-point dtype, given by that, by torch's or a usual short one.
-
-    Raises:
-        ValueError: it is none.
-
-    Example:
-        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("float8_e4m3fn")
-        ('BF16', 'F16', 'F8_E4M3')
-    """
-    text = str(given).strip().lower().removeprefix("torch.")
-    known = of_torch(text)
-    name = known.name if known else _SHORT.get(text, text.upper())
-    if name not in _FLOATS:
-        choice = ", ".join(DTYPES[name].torch for name in _FLOATS)
-        raise ValueError(f"{given!r} is no floating-point dtype to cast to: choose one of {choice}")
-    return name
-
-
-def with_ties(catalog: Catalog) -> Catalog:
-    """Return the catalog with an entry for each name that its metadata tell is another name of a tensor.
-
-    So `safetensors.torch.save_model` notes it: ``{"lm_head.weight": "embed.weight"}``.
-    """
-    entries = catalog.entries
-    told = {
-        other: entries[name]
-        for other, name in catalog.metadata.items()
-        if name in entries and other not in entries and other not in _FORMAT
-    }
-    metadata = {
-        key: text for key, text in catalog.metadata.items() if key not in told and key not in _OF_INDEXES
-    }
-    return replace(catalog, entries=entries | told, metadata=metadata)
-
-
-def renamed(entries: Mapping[str, TensorEntry], prefixes: Mapping[str, str]) -> dict[str, TensorEntry]:
-    """Return entries by names whose beginnings are replaced; the longest prefix that fits counts.
-
-    Raises:
-        ValueError: two names come out alike, or a prefix fits none.
-
-    Example:
-        >>> list(renamed({"model.w": None, "b": None}, {"model.": ""}))
-        ['w', 'b']
-    """
-    ordered = sorted(prefixes, key=len, reverse=True)
-    used: set[str] = set()
-    found: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        prefix = next((prefix for prefix in ordered if name.startswith(prefix)), None)
-        new = name
-        if prefix is not None:
-            used.add(prefix)
-            new = prefixes[prefix] + name.removeprefix(prefix)
-        if new in found:
-            raise ValueError(f"rename gives two tensors the name {new[:200]!r}")
-        found[new] = entry
-    unused = [prefix for prefix in prefixes if prefix not in used]
-    if unused:
-        raise ValueError(f"rename: no tensor's name begins with {unused[0][:200]!r}")
-    return found
 
 
 def untied(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -173,7 +102,7 @@ def _in_order(entries: Mapping[str, TensorEntry], order: Sequence[str]) -> dict[
 
 
 def _cast(dtype: str, to: str | None) -> str:
-    return to if to is not None and dtype in _FLOATS else dtype
+    return to if to is not None and dtype in FLOATS else dtype
 
 
 def plan(
