@@ -21,7 +21,7 @@ from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
 
-__all__ = ["Watches", "feed"]
+__all__ = ["Watches", "allocator", "bytes_of", "copy_elements", "feed"]
 
 Watches = Callable[[Mapping[str, Sequence[tuple[int, int]]]], Mapping[str, Watch]]
 """Returns who watches over objects, given the half-open ranges that are wanted of each."""
@@ -56,7 +56,7 @@ def feed(
     """
     alone = {group.names[0] for group in groups(catalog.entries, objects.names) if _is_alone(group)}
     direct = {
-        name: _bytes_of(target)
+        name: bytes_of(target)
         for name, target in targets.items()
         if name in alone and _lies_as_stored(catalog.entries[name], target, objects.uri)
     }
@@ -69,7 +69,7 @@ def feed(
         objects,
         into={key: direct[fragment.name] for key, fragment in of.items() if fragment.name in direct},
         watches=watches({name: wanted(name, asked, objects) for name in objects.names}),
-        memory=Ring(_allocator(targets.values())),
+        memory=Ring(allocator(targets.values())),
         on_progress=on_progress,
         ahead=_AHEAD,
     )
@@ -77,7 +77,7 @@ def feed(
         for key, tensor in stream:
             fragment = of[key]
             if fragment.name not in direct:
-                _copy(_box(targets[fragment.name], fragment), tensor)
+                copy_elements(_box(targets[fragment.name], fragment), tensor)
 
 
 def _is_alone(group: Group) -> bool:
@@ -99,7 +99,8 @@ def _lies_as_stored(entry: TensorEntry, target: torch.Tensor, uri: object) -> bo
     )
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the memory of a contiguous tensor, shared, as bytes."""
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
@@ -107,7 +108,7 @@ def _box(target: torch.Tensor, fragment: Fragment) -> torch.Tensor:
     return target.detach() if fragment.where is None else target.detach()[fragment.where]
 
 
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+def copy_elements(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy elements, on this thread alone where that is on the processor.
 
     From 32,768 elements on (``at::internal::GRAIN_SIZE``) torch has all cores copy, and wait for each other,
@@ -121,7 +122,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
         piece.copy_(data)
 
 
-def _allocator(targets: Iterable[torch.Tensor]) -> tensors.Allocate:
+def allocator(targets: Iterable[torch.Tensor]) -> tensors.Allocate:
     """Return what makes memory from which the targets are copied fastest."""
     kinds = {target.device.type for target in targets} - {"cpu", "meta"}
     return _pinned if kinds & {"cuda", "xpu"} else tensors.allocate
