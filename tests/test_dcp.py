@@ -737,8 +737,9 @@ class Evil:
         return print, ("executed",)
 
 
-def told(one: Any, **attributes: Any) -> None:
-    vars(one).update(attributes)
+def told(one: Any, **attributes: Any) -> Any:
+    one.__dict__ |= attributes
+    return one
 
 
 class TestHostile:
