@@ -57,7 +57,9 @@ def _compare(server: Server, kind: str, ranks: int, rounds: int, size_gb: float)
     ratios = [theirs / ours for theirs, ours in pairs]
     print(f"{ranks} rank{'s' * (ranks > 1)}")
     for reader, seconds in taken.items():
-        print(f"  {reader:<17} {statistics.median(seconds):6.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
+        print(
+            f"  {reader:<17} {statistics.median(seconds):6.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})"
+        )
     print(f"  {statistics.median(ratios):.2f} times as fast  ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
@@ -147,7 +149,7 @@ def _reader(name: str) -> Any:
     reader = S3StorageReader(region, f"s3://{BUCKET}/{STEP}")
     # It has no setting for an endpoint, but takes the client that S3Checkpoint, which has, would make.
     config, endpoint = S3ClientConfig(force_path_style=True), os.environ["AWS_ENDPOINT_URL"]
-    reader.fs._client = S3Client(region=region, endpoint=endpoint, s3client_config=config)
+    reader.fs._client = S3Client(region=region, endpoint=endpoint, s3client_config=config)  # noqa: SLF001
     return reader
 
 
