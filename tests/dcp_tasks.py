@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -174,8 +174,12 @@ def resume(uri: str) -> list[float]:
 def save_async(uri: str, seed: int, process: bool) -> None:
     """Save in the background, and change the tensors meanwhile."""
     value = state(seed)
-    kind = AsyncCheckpointerType.PROCESS if process else AsyncCheckpointerType.THREAD
-    future: Any = async_save(value, storage_writer=S3Writer(uri), async_checkpointer_type=kind)
+    by: dict[str, Any] = {}
+    if process:
+        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+        by = {"async_checkpointer_type": AsyncCheckpointerType.PROCESS}
+    future: Any = async_save(value, storage_writer=S3Writer(uri), **by)
     for tensor in value["model"].values():
         (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
     getattr(future, "upload_completion", future).result()

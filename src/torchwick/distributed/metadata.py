@@ -81,9 +81,9 @@ def read_metadata(data: bytes, uri: object) -> Metadata:
 
     Example:
         >>> import pickle
-        >>> read_metadata(pickle.dumps(Metadata({"step": BytesStorageMetadata()}, storage_data={})), "m")
-        Metadata(state_dict_metadata={'step': BytesStorageMetadata()}, planner_data=None, storage_data={}, \
-storage_meta=StorageMeta(checkpoint_id=None, save_id=None, load_id=None, modules=[]), version=None)
+        >>> data = pickle.dumps(Metadata({"step": BytesStorageMetadata()}, storage_data={}))
+        >>> read_metadata(data, "s3://models/step-1000/.metadata").state_dict_metadata
+        {'step': BytesStorageMetadata()}
     """
     return _Maker(uri).make(data)
 
@@ -227,13 +227,13 @@ class _Maker:
         if item is None:
             return StorageMeta()
         said = self._attributes(item, f"{_MODULE}.StorageMeta")
-        modules = self._as_plain(said.get("modules"))
-        return StorageMeta(
-            _path(said.get("checkpoint_id")),
-            _text(said.get("save_id")),
-            _text(said.get("load_id")),
-            modules if isinstance(modules, list) else [],
+        meta = StorageMeta(
+            _path(said.get("checkpoint_id")), _text(said.get("save_id")), _text(said.get("load_id"))
         )
+        modules = self._as_plain(said.get("modules"))
+        if isinstance(modules, list):
+            meta.modules = modules  # which early torch does not have
+        return meta
 
     def _as_plain(self, value: object) -> Any:
         """Return Python's own containers, and refuse what is neither those nor numbers and texts."""
