@@ -381,8 +381,8 @@ class TestBackEnd:
     @pytest.mark.parametrize("written_by", [FileSystemWriter, S3Writer])
     @pytest.mark.parametrize("read_by", [FileSystemReader, S3Reader])
     def test_there_and_back(self, written_by: Any, read_by: Any, tmp_path: Path) -> None:
-        save({"model": tensors(1), **values(1)}, written_by(tmp_path / "saved"))
-        found = load({"model": tensors(2), **values(2)}, read_by(tmp_path / "saved"))
+        save({"model": tensors(1), **values(1)}, written_by(tmp_path / "run" / "saved"))
+        found = load({"model": tensors(2), **values(2)}, read_by(tmp_path / "run" / "saved"))
         assert_alike(found, {"model": tensors(1), **values(1)})
 
     def test_in_s3(self, place_of: str) -> None:
@@ -910,8 +910,21 @@ class TestModels:
             found = load({n: torch.zeros(t.shape) for n, t in stored.items()}, S3Reader(uri))
             assert_alike(found, stored)
 
-    def test_none(self, place_of: str) -> None:
-        with pytest.raises(ObjectNotFoundError, match="neither"):
+    def test_none(self, place_of: str, put: Put) -> None:
+        bucket, prefix = split(place_of)
+        for uri in (place_of, place_of.rstrip("/")):
+            with pytest.raises(ObjectNotFoundError, match="neither"):
+                S3Reader(uri).read_metadata()
+        put(bucket, f"{prefix}0123__0_0.distcp", b"of a save that was killed")
+        for uri in (place_of, place_of.rstrip("/")):
+            with pytest.raises(ObjectNotFoundError, match="without one, none was completed"):
+                S3Reader(uri).read_metadata()
+
+    def test_several(self, place_of: str, put: Put) -> None:
+        bucket, prefix = split(place_of)
+        for name in ("a", "b"):
+            put(bucket, f"{prefix}{name}.safetensors", safetensors.torch.save({"w": torch.ones(3)}))
+        with pytest.raises(FormatError, match="several models"):
             S3Reader(place_of).read_metadata()
 
 

@@ -49,6 +49,7 @@ _log = logging.getLogger("torchwick")
 _MOST_TEXT = 1 << 30  # bytes of .metadata, which is held whole
 _FEW = 8  # files that are looked at one by one, rather than in a listing of the directory
 _LOOK = 1 << 10  # bytes of such a look
+_MODELS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "Save it again, or upload the directory again, whole."
 
 
@@ -164,18 +165,13 @@ class S3Reader(StorageReader):
     def _model_instead(self, error: ObjectNotFoundError | AccessDeniedError) -> Metadata:
         """Read a directory that has no ``.metadata``, or does not show it."""
         address = self._address
+        listed = address.listed()
         try:
-            metadata, self._objects = open_model(
-                address.uri, address.store, address.transfer, address.listed()
-            )
+            metadata, self._objects = open_model(address.uri, address.store, address.transfer, listed)
         except (ObjectNotFoundError, FormatError) as other:
             if isinstance(error, AccessDeniedError):
                 raise error from other
-            if (
-                isinstance(other, FormatError)
-                and "no model" not in other.message
-                and "empty" not in other.message
-            ):
+            if isinstance(other, FormatError) and _holds_model(address, listed):
                 raise
             raise ObjectNotFoundError(
                 "there is neither the .metadata of a distributed checkpoint nor a model",
@@ -278,6 +274,13 @@ class S3Reader(StorageReader):
         with ThreadPoolExecutor(min(2 * _FEW, len(names)), thread_name_prefix="torchwick-open") as pool:
             caches = dict(zip(names, pool.map(pin, names), strict=True))
         return Objects(address.directory, address.store, address.transfer, caches)
+
+
+def _holds_model(address: Address, listed: Iterable[str]) -> bool:
+    """Whether what is wrong with an address is more than that no model is there."""
+    names = list(listed)
+    is_file = not names and not address.uri.is_directory
+    return is_file or any(name.endswith(_MODELS) for name in names)
 
 
 class _Unread(Metadata):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint import filesystem
@@ -218,6 +220,8 @@ class S3Writer(StorageWriter):
     def _folder(self, *, overwrite: bool = True) -> Folder:
         address = self._address
         if address.uri.scheme == "file":
+            with contextlib.suppress(OSError):  # of which LocalFolder will say more
+                Path(address.uri.key).mkdir(parents=True, exist_ok=True)
             return LocalFolder(address.directory, overwrite=overwrite)
         return S3Folder(
             address.directory,
