@@ -127,6 +127,9 @@ def _in_group(task: str, rank: int, world: int, arguments: list[Any], folder: Pa
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
     try:
-        return getattr(importlib.import_module(TASKS), task)(*arguments)
+        value = getattr(importlib.import_module(TASKS), task)(*arguments)
+        with contextlib.suppress(RuntimeError):  # another one was killed
+            dist.barrier()  # no one hangs up while another still listens
+        return value
     finally:
         dist.destroy_process_group()

@@ -83,7 +83,7 @@ def place_of(aws_env: SeaweedFS, shared_bucket: str) -> str:
 def quiet() -> Iterator[None]:
     """Without torch's warning that there is no group of processes."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable)")
         warnings.filterwarnings("ignore", message=".*overwriting since")
         yield
 
