@@ -208,3 +208,14 @@ def test_it_says_how_it_is_called(example: Path) -> None:
     done = _run(example.name)
     assert done.returncode == 1
     assert f"python examples/{example.name} s3://bucket/" in done.stderr
+
+
+def test_training_that_goes_on_with_other_ranks(aws_env: SeaweedFS, shared_bucket: str) -> None:
+    script, uri = str(EXAMPLES / "dcp_train.py"), f"s3://{shared_bucket}/example-run"
+    for ranks, first in ((2, 0), (1, 3)):
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *launch, script, uri]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"{ranks} ranks go on at step {first}" in done.stdout
+        assert f"step {first + 3}: loss" in done.stdout

@@ -247,7 +247,7 @@ class TestCommand:
     def test_a_directory_of_distributed_checkpoint(self, tmp_path: Path) -> None:
         import torch.distributed.checkpoint as dcp
 
-        dcp.save({"model": {"w": torch.ones(2, 3)}}, checkpoint_id=tmp_path, no_dist=True)  # type: ignore[attr-defined]
+        dcp.save({"model": {"w": torch.ones(2, 3)}}, checkpoint_id=tmp_path, no_dist=True)
         shown = run(f"{tmp_path}/").stdout
         assert "dcp" in shown
         assert "model.w" in shown

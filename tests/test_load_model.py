@@ -479,8 +479,8 @@ class TestDevices:
             lent.append(nbytes if nbytes >= MIB else 0)
             return tensors.allocate(nbytes, uri)
 
-        monkeypatch.setattr(feeding, "_lies_as_stored", lambda *_: False)
-        monkeypatch.setattr(feeding, "_allocator", lambda targets: pinned)
+        monkeypatch.setattr(feeding, "lies_as_stored", lambda *_: False)
+        monkeypatch.setattr(feeding, "allocator", lambda targets: pinned)
         state = {f"{n}.weight": torch.randn(1024, 600) for n in range(12)}
         model = made(lambda: nn.Sequential(*(nn.Linear(600, 1024, bias=False) for _ in range(12))), 1)
         config = TransferConfig(part_size=256 << 10, memory_limit="8MB")
@@ -504,7 +504,7 @@ class TestDevices:
                 self.device = torch.device(kind)
 
         targets: Any = map(At, kinds)
-        assert (feeding._allocator(targets) is feeding._pinned) is is_pinned
+        assert (feeding.allocator(targets) is feeding._pinned) is is_pinned
 
     def test_a_device_that_is_not_there(self, saved: Any) -> None:
         if torch.cuda.is_available():

@@ -22,7 +22,7 @@ from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
 
-__all__ = ["Watches", "bytes_of", "copy", "feed", "lies_as_stored"]
+__all__ = ["Watches", "allocator", "bytes_of", "copy", "feed", "lies_as_stored"]
 
 Watches = Callable[[Mapping[str, Sequence[tuple[int, int]]]], Mapping[str, Watch]]
 """Returns who watches over objects, given the half-open ranges that are wanted of each."""
@@ -75,7 +75,7 @@ def feed(
         objects,
         into={key: direct[fragment.name] for key, fragment in of.items() if fragment.name in direct},
         watches=watches({name: wanted(name, asked, objects) for name in objects.names}),
-        memory=Ring(_most_held(objects, limit), _allocator(targets.values())),
+        memory=Ring(_most_held(objects, limit), allocator(targets.values())),
         on_progress=on_progress,
         ahead=_AHEAD,
         called=lambda key: of[key].name,
@@ -137,7 +137,7 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> None:
         piece.copy_(data)
 
 
-def _allocator(targets: Iterable[torch.Tensor]) -> tensors.Allocate:
+def allocator(targets: Iterable[torch.Tensor]) -> tensors.Allocate:
     """Return what makes memory from which the targets are copied fastest."""
     kinds = {target.device.type for target in targets} - {"cpu", "meta"}
     return _pinned if kinds & {"cuda", "xpu"} else tensors.allocate
