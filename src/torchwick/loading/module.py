@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -208,7 +210,7 @@ class _How:
         dtype, device = self.dtype_of(tensor), self._device(tensor)
         if (dtype, device) == (tensor.dtype, tensor.device) and not _repeats(tensor):
             return tensor
-        return torch.empty_like(tensor, dtype=dtype, device=device, requires_grad=False)
+        return _empty_like(tensor, dtype, device)
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the checkpoint as it is to be."""
@@ -233,9 +235,22 @@ class _How:
     def move(self, slot: Slot) -> None:
         """Bring what the checkpoint has nothing for to where the module is to be."""
         if slot.tensor.is_meta and slot.optional:
-            slot.put(torch.zeros_like(slot.tensor, device=self.device or "cpu"))
+            shape, dtype = slot.tensor.shape, slot.tensor.dtype
+            slot.put(torch.zeros(shape, dtype=dtype, device=self.device or "cpu"))
         elif self.device is not None and slot.tensor.device != self.device and not slot.tensor.is_meta:
             slot.put(slot.tensor.detach().to(self.device))
+
+
+def _empty_like(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return memory of the same shape, laid out alike where no element is skipped or repeated.
+
+    `torch.empty_like` of a tensor on ``meta`` does as much, and imports sympy for it: a third of a second.
+    """
+    steps = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    dense = itertools.accumulate((length for _, length in steps), operator.mul, initial=1)
+    if tensor.numel() and all(step == next_ for (step, _), next_ in zip(steps, dense, strict=False)):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=device)
+    return torch.empty(tensor.shape, dtype=dtype, device=device)
 
 
 def _repeats(tensor: torch.Tensor) -> bool:
