@@ -161,6 +161,15 @@ def test_a_rank_that_dies(group: Ranks, served: FaultyServer) -> None:
     for outcome in outcomes[:2]:
         assert isinstance(outcome.error, GroupError), outcome
         assert outcome.error.rank == 2
+    # Whoever took its place has loaded nothing yet, and the others have.
+    again = group.run(
+        sharding.fill,
+        environment=served.environment(),
+        uri="s3://models/net.pt",
+        how="tensor parallel",
+        device="cpu",
+    )
+    assert [value for value, _, _ in _values(again)] == [shown(STATE)] * SIZE
 
 
 def test_a_module_of_another_size(group: Ranks, served: FaultyServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import weakref
 from typing import Any
@@ -10,13 +11,26 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-__all__ = ["Members", "Work"]
+__all__ = ["Members", "Work", "keys_of"]
 
 Work = Any
 """The handle of a collective that is under way; torch's own class is private in some builds."""
 
-_loads: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-"""Loads of each group so far: all its ranks count alike, and so find each other's keys."""
+_loads: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
+"""Loads in each group so far, by who takes part: all its ranks count alike, and so find each other's keys."""
+
+
+def keys_of(group: Any, name: str) -> Any:
+    """Return the keys of one more load, in the key-value store of torch.distributed.
+
+    Args:
+        group: torch's; one that is made anew counts anew.
+        name: of those of its ranks that take part.
+    """
+    loads = _loads.setdefault(group, collections.Counter())
+    loads[name] += 1
+    store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
+    return distributed_c10d.PrefixStore(f"torchwick/{name}/{loads[name]}", store)
 
 
 class Members:
@@ -37,10 +51,7 @@ class Members:
         if self.rank < 0:
             raise ValueError("this process is no rank of the group")
         self.size = dist.get_world_size(self._group)
-        name = str(self._group.group_name)  # type: ignore[union-attr]
-        number = _loads[self._group] = _loads.get(self._group, 0) + 1
-        store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
-        self.store = distributed_c10d.PrefixStore(f"torchwick/{name}/{number}", store)
+        self.store = keys_of(self._group, str(self._group.group_name))  # type: ignore[union-attr]
         self.device = _device_of(self._group)
         """Where what is broadcast has to be."""
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+
+from torchwick.ranks.members import keys_of
 
 __all__ = ["MeshMembers", "members_of"]
-
-_loads: collections.Counter[str] = collections.Counter()
-"""Loads of the same ranks so far: all of them count alike, and so find each other's keys."""
 
 
 class MeshMembers:
@@ -24,9 +21,7 @@ class MeshMembers:
         self.rank = ranks.index(dist.get_rank())
         self.size = len(ranks)
         name = hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:16]
-        _loads[name] += 1
-        store = distributed_c10d._get_default_store()  # noqa: SLF001 - there is no public one before torch 2.8
-        self.store = distributed_c10d.PrefixStore(f"torchwick/mesh-{name}/{_loads[name]}", store)
+        self.store = keys_of(dist.group.WORLD, f"mesh-{name}")
 
     def abandon(self) -> None:
         """Do nothing: the module that is sharded keeps its meshes."""
