@@ -314,7 +314,7 @@ class TestRacing:
 
     def test_the_bytes_read_twice_are_bounded(self, served: Served) -> None:
         parts = plan(served.info, [Fill(0, memoryview(served.memory))], MIB // 4)
-        starter, reader = race.Starter(PARTS), Reader(served.store)
+        starter, reader = race.Starter(PARTS), Reader(served.store.connect)
         for part in parts:
             starter.took(part)
         starter.note(parts[0], 0.01)
@@ -324,7 +324,7 @@ class TestRacing:
             job.since -= 60
         raced = 0
         while (late := starter.choose(jobs)) is not None:
-            assert late.enter(Reader(served.store))
+            assert late.enter(Reader(served.store.connect))
             raced += len(late.part)
         assert MIB // 4 <= raced <= SIZE // 20 + MIB // 4
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from torchwick.formats.huggingface import KNOWN, Index, choose, read_index
 from torchwick.formats.sniff import sniff
 from torchwick.formats.torch_catalog import legacy_catalog, zip_catalog
 from torchwick.store import ObjectInfo, Store
-from torchwick.transfer import Budget, RangeCache, Tally, persist
+from torchwick.transfer import RangeCache, Tally, list_directory
 from torchwick.uri import URI
 
-__all__ = ["catalog_of", "names_many", "open_instead", "open_objects"]
+__all__ = ["at_once", "catalog_of", "names_many", "open_instead", "open_objects", "read_text"]
 
 _T = TypeVar("_T")
 _INDEX = ".index.json"
@@ -104,17 +104,9 @@ class _Opener:
 
     def listed(self, directory: URI) -> dict[str, ObjectInfo] | None:
         """Return what is in a directory by name, or None where the store cannot tell."""
-        infos = persist(
-            lambda connection: connection.list(directory),
-            self.store,
-            uri=directory,
-            wanted=lambda: (0, None),
-            config=self.config,
-            budget=Budget(self.config),
-            tally=self.spent,
-        )
+        listed = list_directory(directory, self.store, self.config, self.spent)
         self.spent.requests += 1  # of one page, which tells of a thousand objects
-        return None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
+        return listed
 
     def chosen(self, directory: URI, listed: Mapping[str, ObjectInfo]) -> tuple[Catalog, Objects]:
         names = [METADATA] if METADATA in listed else choose(list(listed), directory)
@@ -150,10 +142,7 @@ class _Opener:
 
     def _whole(self, uri: URI, info: ObjectInfo | None) -> bytes:
         cache = RangeCache(self.store, uri, self.config, info=info)
-        if (cache.info.size or 0) > _MOST_TEXT:
-            message = f"it has {cache.info.size} bytes, far more than a list of tensors takes"
-            raise FormatError(message, uri=uri, hint="Check the directory.")
-        whole = bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
+        whole = read_text(cache)
         self.spent.bytes_read += cache.tally.bytes_read
         self.spent.requests += cache.tally.requests
         self.spent.retries += cache.tally.retries
@@ -183,7 +172,7 @@ class _Opener:
             cache = (self._cache if index is None else self._told)(directory, shard, listed)
             return cache, catalog_of(cache)
 
-        looked = dict(zip(shards, _at_once(look, shards), strict=True))
+        looked = at_once(look, shards)
         catalog = _merged({shard: found for shard, (_, found) in looked.items()}, index, directory)
         caches = {shard: cache for shard, (cache, _) in looked.items()}
         return catalog, self._objects(directory, caches)
@@ -207,7 +196,7 @@ class _Opener:
         uri = directory.child(METADATA)
         catalog = read_dcp(self._whole(uri, listed.get(METADATA)), uri)
         files = sorted({piece.object for entry in catalog.entries.values() for piece in entry.pieces})
-        caches = dict(zip(files, _at_once(lambda f: self._told(directory, f, listed), files), strict=True))
+        caches = at_once(lambda file: self._told(directory, file, listed), files)
         for entry in catalog.entries.values():
             _check_within(entry, caches, uri)
         return catalog, self._objects(directory, caches)
@@ -218,12 +207,26 @@ def _missing(name: str, uri: URI) -> FormatError:
     return FormatError(f"its index names {name[:200]!r}, which is not in the directory", uri=uri, hint=hint)
 
 
-def _at_once(do: Callable[[str], _T], names: list[str]) -> list[_T]:
+def read_text(cache: RangeCache) -> bytes:
+    """Return all of an object that lists tensors.
+
+    Raises:
+        FormatError: it is far larger than that.
+        StoreError: it cannot be read.
+    """
+    info = cache.info
+    if (info.size or 0) > _MOST_TEXT:
+        message = f"it has {info.size} bytes, far more than a list of tensors takes"
+        raise FormatError(message, uri=info.uri, hint="Check the directory.")
+    return bytes(cache.read(0, info.size) if info.size is not None else cache.head)
+
+
+def at_once(do: Callable[[str], _T], names: Sequence[str]) -> dict[str, _T]:
     """Return what is done for each name, in their order; several are done at the same time."""
     if not names:
-        return []
+        return {}
     with ThreadPoolExecutor(min(_AT_ONCE, len(names)), thread_name_prefix="torchwick-open") as pool:
-        return list(pool.map(do, names))
+        return dict(zip(names, pool.map(do, names), strict=True))
 
 
 def catalog_of(cache: RangeCache) -> Catalog:

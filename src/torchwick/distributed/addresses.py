@@ -9,7 +9,7 @@ from typing import Self
 from torchwick.config import S3Config, TransferConfig
 from torchwick.errors import AccessDeniedError, ObjectNotFoundError, URIError
 from torchwick.store import ObjectInfo, Store, open_store
-from torchwick.transfer import Budget, Tally, persist
+from torchwick.transfer import list_directory
 from torchwick.uri import URI, parse
 
 __all__ = ["Address"]
@@ -102,15 +102,6 @@ class Address:
             StoreError: the store failed.
         """
         try:
-            infos = persist(
-                lambda connection: connection.list(self.directory),
-                self.store,
-                uri=self.directory,
-                wanted=lambda: (0, None),
-                config=self.transfer,
-                budget=Budget(self.transfer),
-                tally=Tally(),
-            )
+            return list_directory(self.directory, self.store, self.transfer) or {}
         except (AccessDeniedError, ObjectNotFoundError):
             return {}
-        return {info.uri.key.rpartition("/")[2]: info for info in infos or ()}

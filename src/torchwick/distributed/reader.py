@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +22,7 @@ from torch.futures import Future
 
 from torchwick.checkpoint.buffers import writable_bytes
 from torchwick.checkpoint.objects import Objects
+from torchwick.checkpoint.opening import at_once, read_text
 from torchwick.config import S3Config, TransferConfig
 from torchwick.distributed.addresses import Address
 from torchwick.distributed.fetching import Part, Wanted, fetch
@@ -46,7 +46,6 @@ __all__ = ["S3Reader"]
 
 _log = logging.getLogger("torchwick")
 
-_MOST_TEXT = 1 << 30  # bytes of .metadata, which is held whole
 _FEW = 8  # files that are looked at one by one, rather than in a listing of the directory
 _LOOK = 1 << 10  # bytes of such a look
 _MODELS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt")
@@ -153,11 +152,7 @@ class S3Reader(StorageReader):
             if prefix:
                 raise
             return self._model_instead(error)
-        if (cache.info.size or 0) > _MOST_TEXT:
-            message = f"it has {cache.info.size} bytes, far more than a list of tensors takes"
-            raise FormatError(message, uri=uri, hint="Check the directory.")
-        data = bytes(cache.read(0, cache.info.size) if cache.info.size is not None else cache.head)
-        metadata = (read_metadata if self._weights_only else trust_metadata)(data, uri)
+        metadata = (read_metadata if self._weights_only else trust_metadata)(read_text(cache), uri)
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         return metadata
@@ -268,11 +263,7 @@ class S3Reader(StorageReader):
                 raise FormatError(message, uri=uri, hint=_AGAIN)
             return cache
 
-        names = sorted(places)
-        if not names:
-            return Objects(address.directory, address.store, address.transfer, {})
-        with ThreadPoolExecutor(min(2 * _FEW, len(names)), thread_name_prefix="torchwick-open") as pool:
-            caches = dict(zip(names, pool.map(pin, names), strict=True))
+        caches = at_once(pin, sorted(places))
         return Objects(address.directory, address.store, address.transfer, caches)
 
 

@@ -22,7 +22,7 @@ from torchwick.config import PutOptions, S3Config, TransferConfig
 from torchwick.errors import ObjectNotFoundError, StoreError, URIError
 from torchwick.files import open_file
 from torchwick.store import Listing, WritableStore, Writer, open_store, open_writable
-from torchwick.transfer import Budget, Tally, Uploads, persist
+from torchwick.transfer import Budget, Tally, Uploads, ask
 from torchwick.transfer.insist import Insistent
 from torchwick.uri import URI, parse
 
@@ -231,15 +231,8 @@ class S3FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             StoreError: it cannot be told.
         """
         directory = uri.as_directory()
-        entries = persist(
-            lambda connection: connection.entries(directory),
-            open_store(directory, self._s3, self._transfer.timeout),
-            uri=directory,
-            wanted=lambda: (0, None),
-            config=self._transfer,
-            budget=Budget(self._transfer),
-            tally=Tally(),
-        )
+        store = open_store(directory, self._s3, self._transfer.timeout)
+        entries = ask(lambda connection: connection.entries(directory), directory, store, self._transfer)
         if entries is None:
             hint = "Use a store that knows ListObjectsV2, or a directory of this machine."
             raise StoreError("the store lists nothing", uri=directory, hint=hint)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from torchwick.checkpoint.opening import at_once
 from torchwick.config import TransferConfig
 from torchwick.errors import AccessDeniedError, FormatError, ObjectNotFoundError, URIError
 from torchwick.store import ObjectInfo, Store
-from torchwick.transfer import Budget, RangeCache, Tally, persist
+from torchwick.transfer import RangeCache
+from torchwick.transfer import list_directory as list_objects
 from torchwick.uri import URI
 
 __all__ = ["Directory", "list_directory"]
@@ -30,7 +31,6 @@ _LARGEST = 256 << 20  # bytes of a file; the largest vocabularies of today have 
 _MOST = 1 << 30  # bytes of all files
 _LONGEST_NAME = 255  # bytes, of a file on Linux
 _MOST_NAMED = 8  # files in a message
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,7 @@ class Directory:
         return found
 
     def _all(self, read: Callable[[str], _T], names: list[str]) -> dict[str, _T]:
-        if not names:
-            return {}
-        with ThreadPoolExecutor(min(_AT_ONCE, len(names)), thread_name_prefix="torchwick-small") as pool:
-            return dict(zip(names, pool.map(read, names), strict=True))
+        return at_once(read, names)
 
     def _address(self, name: str) -> URI:
         try:
@@ -147,19 +144,10 @@ def list_directory(uri: URI, store: Store, config: TransferConfig) -> Directory:
         StoreError: it cannot be listed, for another reason than that it is not allowed.
     """
     try:
-        infos = persist(
-            lambda connection: connection.list(uri),
-            store,
-            uri=uri,
-            wanted=lambda: (0, None),
-            config=config,
-            budget=Budget(config),
-            tally=Tally(),
-        )
+        listed = list_objects(uri, store, config)
     except AccessDeniedError as error:
         if uri.scheme == "file":
             raise
         _log.info("%s: may not be listed; trying the names that models have", uri)
         return Directory(uri, store, config, None, error)
-    listed = None if infos is None else {info.uri.key.rpartition("/")[2]: info for info in infos}
     return Directory(uri, store, config, listed)

@@ -94,18 +94,9 @@ class Destination:
             return [self.file] if self._is_there(self.file) else []
         if self.directory.scheme == "file":
             return _of_models(_local_names(self.directory))
-        from torchwick.transfer import Budget, Tally, persist
+        from torchwick.transfer import list_directory
 
-        infos = persist(
-            lambda connection: connection.list(self.directory),
-            self._store,
-            uri=self.directory,
-            wanted=lambda: (0, None),
-            config=self.transfer,
-            budget=Budget(self.transfer),
-            tally=Tally(),
-        )
-        return _of_models([info.uri.key.rpartition("/")[2] for info in infos or ()])
+        return _of_models([*(list_directory(self.directory, self._store, self.transfer) or ())])
 
     def refuse_present(self) -> list[str]:
         """Refuse to go on where something is; return that nothing is.

@@ -5,7 +5,7 @@ from torchwick.transfer.ceiling import Ceiling, ClosedError
 from torchwick.transfer.checksum import NO_WITNESS, Digest, NoWitness, Sums, Witness, algorithm
 from torchwick.transfer.engine import Transfer
 from torchwick.transfer.memory import populate
-from torchwick.transfer.persist import persist
+from torchwick.transfer.persist import ask, list_directory, persist
 from torchwick.transfer.plan import Fill, Part, choose_part_size, plan
 from torchwick.transfer.ranges import RangeCache
 from torchwick.transfer.retry import TRANSIENT
@@ -37,7 +37,9 @@ __all__ = [
     "Uploads",
     "Witness",
     "algorithm",
+    "ask",
     "choose_part_size",
+    "list_directory",
     "persist",
     "plan",
     "populate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +9,8 @@ from typing import TypeVar
 from torchwick.config import TransferConfig
 from torchwick.store import Writer
 from torchwick.transfer.budget import Budget
-from torchwick.transfer.retry import TRANSIENT, Retry
+from torchwick.transfer.persist import keep_on
+from torchwick.transfer.retry import Retry
 from torchwick.transfer.tally import Tally
 from torchwick.uri import URI
 
@@ -58,24 +58,16 @@ class Insistent:
         """
         self.budget.begin()
         retry = Retry(uri, 0, most or self.config.max_attempts, self.budget, done)
-        writer = self.make_writer()
-        try:
-            while True:
-                tally.requests += 1
-                try:
-                    result = send(writer)
-                except TRANSIENT as error:
-                    writer.reset()
-                    retry.failed(error, 0, None, _sleep)
-                    tally.retries += 1
-                else:
-                    self.budget.range_arrived()
-                    return result
-        finally:
-            writer.release()
 
+        def attempt(writer: Writer) -> _T:
+            tally.requests += 1
+            return send(writer)
 
-def _sleep(seconds: float) -> bool:
-    """Sleep on the calling thread, which nothing but a signal cancels."""
-    time.sleep(seconds)
-    return False
+        return keep_on(
+            attempt,
+            self.make_writer(),
+            retry,
+            wanted=lambda: (0, None),
+            budget=self.budget,
+            tally=tally,
+        )

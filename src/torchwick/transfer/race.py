@@ -108,7 +108,7 @@ class Racer(Reader):
     """
 
     def __init__(self, store: Store, job: Job, config: TransferConfig, budget: Budget) -> None:
-        super().__init__(store)
+        super().__init__(store.connect)
         self._job = job
         self._config = config
         self._budget = budget

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import collections
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torchwick.errors import BusyError, StoreError
@@ -14,11 +11,11 @@ from torchwick.store import Multipart, StoredPart, Writer
 from torchwick.transfer.budget import Budget
 from torchwick.transfer.checksum import Algorithm, Piece
 from torchwick.transfer.cutting import Cut
+from torchwick.transfer.holder import Holder, called_back
 from torchwick.transfer.insist import MakeWriter
 from torchwick.transfer.outbox import Outbox
 from torchwick.transfer.retry import TRANSIENT, Retry
 from torchwick.transfer.steady import Outflow
-from torchwick.transfer.tally import Tally
 
 __all__ = ["Arrivals", "Outgoing", "Sender"]
 
@@ -57,13 +54,10 @@ class Outgoing:
     retry: Retry
 
 
-class Sender:
+class Sender(Holder[Writer]):
     """Takes one part after the other, until the outbox is closed or it takes one of the calls to leave.
 
     Attributes:
-        tally: what it has cost so far.
-        there: bytes that it sent, those of broken attempts left out.
-        throttled: how many answers said that the store is busy.
         parts: how many parts it sent.
 
     Args:
@@ -85,22 +79,16 @@ class Sender:
         timeout: float,
         budget: Budget,
     ) -> None:
-        self.tally = Tally()
-        self.there = 0
-        self.throttled = 0
+        super().__init__(make_writer)
         self.parts = 0
         self.broke_off = False
         """Whether it was stopped in the middle of a part."""
-        self._make_writer = make_writer
         self._outbox = outbox
         self._surplus = surplus
         self._how = how
         self._timeout = timeout
         self._outflow = Outflow(timeout)
         self._budget = budget
-        self._stopped = threading.Event()
-        self._held = threading.Lock()
-        self._writer: Writer | None = None
 
     def run(self) -> None:
         """Send until there is nothing left to do.
@@ -109,7 +97,7 @@ class Sender:
             StoreError: a part could not be sent.
         """
         with self._connected() as writer:
-            while not self._stopped.is_set() and not self._called_back():
+            while not self._stopped.is_set() and not called_back(self._surplus):
                 asked = time.monotonic()
                 job = self._outbox.take()
                 if job is None:
@@ -118,30 +106,6 @@ class Sender:
                     self._budget.begin()
                 if not self._send(writer, job):
                     break
-
-    @contextmanager
-    def _connected(self) -> Iterator[Writer]:
-        writer = self._writer = self._make_writer()
-        try:
-            yield writer
-        finally:
-            with self._held:  # from here on the line may serve another transfer
-                self._writer = None
-            writer.release()
-
-    def stop(self) -> None:
-        """Make the request or the wait in progress end at once, and every later one. From any thread."""
-        self._stopped.set()  # first: a connection that is made only now is not used
-        with self._held:
-            if self._writer is not None:
-                self._writer.abort()
-
-    def _called_back(self) -> bool:
-        """Take one of the calls to leave, and tell whether there was one."""
-        try:
-            return self._surplus.popleft()
-        except IndexError:
-            return False
 
     def _send(self, writer: Writer, job: Outgoing) -> bool:
         """Send a part; return False where it was put back, because this sender is one too many."""
@@ -157,7 +121,7 @@ class Sender:
                 writer.reset()
                 self.there = before
                 self._recover(job, error)
-                if isinstance(error, BusyError) and self._called_back():
+                if isinstance(error, BusyError) and called_back(self._surplus):
                     self._outbox.put_back(job)
                     return False
             else:

@@ -10,6 +10,7 @@ from torchwick.config import TransferConfig
 from torchwick.errors import BusyError, StoreError
 from torchwick.store import Connection, Store
 from torchwick.transfer.budget import Budget
+from torchwick.transfer.holder import called_back
 from torchwick.transfer.job import Cursor, Job
 from torchwick.transfer.plan import Part
 from torchwick.transfer.reader import SLICE, Reader
@@ -42,7 +43,7 @@ class Worker(Reader):
         config: TransferConfig,
         budget: Budget,
     ) -> None:
-        super().__init__(store)
+        super().__init__(store.connect)
         self._work = work
         self._surplus = surplus
         self._finished = finished
@@ -58,19 +59,12 @@ class Worker(Reader):
             StoreError: a part could not be read.
         """
         with self._connected() as connection:
-            while not self._stopped.is_set() and not self._called_back():
+            while not self._stopped.is_set() and not called_back(self._surplus):
                 self.job = self._work.take()
                 if self.job is None:
                     break
                 self._read(connection, self.job)
                 self.job = None  # while it waits for another, this one's memory may be wanted back
-
-    def _called_back(self) -> bool:
-        """Take one of the calls to leave, and tell whether there was one."""
-        try:
-            return self._surplus.popleft()
-        except IndexError:
-            return False
 
     def _read(self, connection: Connection, job: Job) -> None:
         job.take(self)
@@ -84,7 +78,7 @@ class Worker(Reader):
                 if self._stopped.is_set() or not isinstance(error, TRANSIENT):
                     raise
                 self._recover(job, error)
-                if job.throttled and self._called_back() and job.put_back():
+                if job.throttled and called_back(self._surplus) and job.put_back():
                     self._work.put_back(job)
                     return
         self.there += job.finish()
