@@ -41,6 +41,11 @@ class Group:
     """Bytes of memory besides, for a tensor that is put together from several regions."""
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is one tensor, of one region."""
+        return len(self.names) == len(self.regions) == 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes."""
         return sum(map(len, self.regions)) + self.assembled

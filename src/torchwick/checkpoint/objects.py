@@ -51,6 +51,12 @@ class Objects:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
+    def versions(self) -> list[tuple[str, int | None, str | None, str | None]]:
+        """Name, size, tag and version of each: what tells them from what they are overwritten with."""
+        infos = ((name, cache.info) for name, cache in self._caches.items())
+        return [(name, info.size, info.etag, info.version) for name, info in infos]
+
+    @property
     def tally(self) -> Tally:
         """What they have cost so far."""
         return sum((cache.tally for cache in self._caches.values()), self._spent)

@@ -108,10 +108,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """What tells this plan from any other: versions of objects, names, places in them, dtypes, order."""
-        digest = hashlib.sha256()
-        for name in self._objects.names:
-            info = self._objects[name].info
-            digest.update(json.dumps([name, info.size, info.etag, info.version]).encode())
+        digest = hashlib.sha256(json.dumps(self._objects.versions).encode())
         for unit in self.units:
             digest.update(json.dumps([unit.owner, unit.nbytes]).encode())
             for key in unit.keys:
@@ -123,8 +120,7 @@ class Plan:
 
     def into(self, rank: int) -> dict[str, torch.Tensor]:
         """Return the memory that a rank's fragments are read straight into, by key."""
-        alone = (group for group in self.shares[rank] if len(group.names) == len(group.regions) == 1)
-        keys = (group.names[0] for group in alone)
+        keys = (group.names[0] for group in self.shares[rank] if group.is_alone)
         return {
             key: bytes_of(self.places[key].target)
             for key in keys

@@ -164,7 +164,7 @@ class _Round:
         if not self._entries:
             return []
         asked = groups(self._entries, self._objects.names)
-        alone = {group.names[0] for group in asked if len(group.names) == 1}
+        alone = {group.names[0] for group in asked if group.is_alone}
         into = {key: memory for key, memory in self._into.items() if key in alone}
         catalog = Catalog("dcp", self._entries)
         memory = Ring(_AHEAD, allocator(self._devices.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from torchwick.distributed.exchange import Exchange, Plan
 from torchwick.distributed.shares import owners_of
 from torchwick.errors import FormatError, GroupError
 from torchwick.formats.catalog import Catalog
+from torchwick.loading.feeding import ANY
 from torchwick.loading.selected import Selection
 from torchwick.ranks.agreement import Agreement
 from torchwick.ranks.members import Members
@@ -29,7 +30,6 @@ from torchwick.transfer.checksum import Piece
 
 __all__ = ["GroupSelection"]
 
-_ANY = nullcontext()
 _AHEAD = 512 << 20  # bytes that are read ahead where no limit was given, as when one rank loads for itself
 
 
@@ -79,7 +79,7 @@ class GroupSelection(Selection):
         *,
         verify: Verify,
         sha256: str | None,  # noqa: ARG002 - no rank sees the bytes in their order: no one can ask for it
-        writing: AbstractContextManager[object] = _ANY,
+        writing: AbstractContextManager[object] = ANY,
     ) -> None:
         """Have the group read the tensors into others, which are alike on every rank.
 
@@ -113,11 +113,11 @@ class GroupSelection(Selection):
             with stream:
                 exchange.run(iter(stream))
             self._conclude(watches)
-        self._tell_of_total(self._total, 0)
+        self.tell_end()
 
     def _go_on(self, exchange: Exchange, done: int, connections: int) -> None:
         self._agreement.check()
-        self._tell_of_total(min(done + exchange.received, self._total), connections)
+        self.tell(min(done + exchange.received, self._total), connections)
 
     def _compare(self, plan: Plan) -> None:
         """Refuse a plan that is not the first rank's."""

@@ -8,9 +8,7 @@ of memory; a tensor asked for is the one that was read, and no copy of it is kep
 from __future__ import annotations
 
 import collections
-import itertools
 import threading
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import EllipsisType, TracebackType
 from typing import Any, Self
@@ -23,11 +21,9 @@ from torchwick.checkpoint.reading import Reader
 from torchwick.checkpoint.request import wanted
 from torchwick.checkpoint.streaming import Stream
 from torchwick.checkpoint.tensors import dtype_of
-from torchwick.checkpoint.verification import expecting
-from torchwick.checkpoint.watch import Watch
 from torchwick.formats.catalog import Catalog, TensorEntry
-from torchwick.loading.source import Source
-from torchwick.report import Progress, ProgressCallback
+from torchwick.loading.selected import Selection
+from torchwick.report import ProgressCallback
 
 __all__ = ["OnDemand", "StandIn", "asking_order"]
 
@@ -100,8 +96,7 @@ class OnDemand:
         self._catalog = catalog
         self._objects = objects
         self._reader = Reader(catalog, objects)
-        self._on_progress = on_progress
-        self._total = 0  # bytes that will have arrived at the end
+        self._selection = Selection(catalog, objects, [*catalog.entries], on_progress)
         self._changing = threading.Lock()
         self._coming = set(catalog.entries)
         self._waiting = collections.OrderedDict[str, torch.Tensor]()
@@ -113,15 +108,13 @@ class OnDemand:
         ordered = sorted(groups(self._catalog.entries, self._objects.names), key=_first_asked)
         ranges = {name: wanted(name, ordered, self._objects) for name in self._objects.names}
         with ExitStack() as questions:
-            watches = _watches(ranges, self._objects, questions)
-            besides = [range_ for watch in watches.values() for range_ in watch.besides]
-            self._total = sum(stop - start for start, stop in itertools.chain(besides, *ranges.values()))
+            watches = self._selection.watches(questions, ranges, verify="auto")
             self._stream = Stream(
                 ordered,
                 self._catalog,
                 self._objects,
                 watches=watches,
-                on_progress=self._tell,
+                on_progress=self._selection.tell,
             )
         self._stream.__enter__()
         self._tensors = iter(self._stream)
@@ -180,11 +173,7 @@ class OnDemand:
             self._check()
             while self._advance():
                 pass
-        self._tell(self._total, 0)
-
-    def _tell(self, done: int, connections: int) -> None:
-        if self._on_progress is not None:
-            self._on_progress(Progress(str(self.uri), done, self._total, connections))
+        self._selection.tell_end()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -214,14 +203,3 @@ class OnDemand:
 
 def _first_asked(group: Group) -> list[tuple[int, int, str]]:
     return min(map(asking_order, group.names))
-
-
-def _watches(
-    ranges: Mapping[str, Sequence[tuple[int, int]]], objects: Objects, questions: ExitStack
-) -> dict[str, Watch]:
-    """Return who watches over each object; the store is asked for all the checksums at once."""
-    sources = {name: Source(objects.store, objects[name], objects.config, None) for name in objects.names}
-    for source in sources.values():
-        asked = expecting(objects.store, source.info, source.config.timeout, verify="auto", sha256=None)
-        source.expected = questions.enter_context(asked)
-    return {name: source.watch(ranges[name]) for name, source in sources.items()}

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from torchwick.checkpoint import tensors
-from torchwick.checkpoint.layout import Group, groups
+from torchwick.checkpoint.layout import groups
 from torchwick.checkpoint.objects import Objects
 from torchwick.checkpoint.request import wanted
 from torchwick.checkpoint.streaming import Stream
@@ -22,12 +22,13 @@ from torchwick.formats.catalog import Catalog, Piece, TensorEntry, contiguous
 from torchwick.loading.fragments import Fragment, fragments
 from torchwick.loading.ring import Ring
 
-__all__ = ["Watches", "allocator", "bytes_of", "copy", "feed", "lies_as_stored"]
+__all__ = ["ANY", "Watches", "allocator", "bytes_of", "copy", "feed", "lies_as_stored"]
 
 Watches = Callable[[Mapping[str, Sequence[tuple[int, int]]]], Mapping[str, Watch]]
 """Returns who watches over objects, given the half-open ranges that are wanted of each."""
 
-_ANY = nullcontext()
+ANY = nullcontext()
+"""Nothing to be done about what is written."""
 _FRAGMENT = 16 << 20  # bytes: a part, as large as they come
 _ALONE = 32_000  # elements
 _AHEAD = 512 << 20
@@ -41,7 +42,7 @@ def feed(
     watches: Watches,
     *,
     on_progress: Callable[[int, int], object] | None = None,
-    writing: AbstractContextManager[object] = _ANY,
+    writing: AbstractContextManager[object] = ANY,
 ) -> None:
     """Read every tensor of a catalog into the one that is given for it.
 
@@ -59,7 +60,7 @@ def feed(
         IntegrityError: the bytes are not those that were stored.
         MemoryLimitError: a tensor that does not lie in one stretch is larger than the memory limit.
     """
-    alone = {group.names[0] for group in groups(catalog.entries, objects.names) if _is_alone(group)}
+    alone = {group.names[0] for group in groups(catalog.entries, objects.names) if group.is_alone}
     direct = {
         name: bytes_of(target)
         for name, target in targets.items()
@@ -90,10 +91,6 @@ def feed(
 
 def _most_held(objects: Objects, limit: int) -> int:
     return min(limit, _AHEAD) if objects.config.memory_limit == "auto" else limit
-
-
-def _is_alone(group: Group) -> bool:
-    return len(group.names) == len(group.regions) == 1
 
 
 def lies_as_stored(entry: TensorEntry, target: torch.Tensor, uri: object) -> bool:

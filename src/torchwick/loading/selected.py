@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from torchwick.checkpoint.watch import Watch
 from torchwick.formats.catalog import Catalog
 from torchwick.loading.casting import recast
 from torchwick.loading.devices import Placement, is_faking, on_host, settle
-from torchwick.loading.feeding import feed
+from torchwick.loading.feeding import ANY, feed
 from torchwick.loading.source import WORTH_READING, Source
 from torchwick.loading.storages import storages
 from torchwick.loading.whole import Range
@@ -28,11 +28,7 @@ from torchwick.report import Progress, ProgressCallback
 if TYPE_CHECKING:
     from torchwick.transfer import Fill
 
-__all__ = ["ANY", "Selection", "load_selected"]
-
-
-ANY = nullcontext()
-"""Nothing to be done about what is written."""
+__all__ = ["Selection", "load_selected"]
 
 
 class Selection:
@@ -106,11 +102,11 @@ class Selection:
                     target.detach().copy_(found.pop(name))
             return
         with ExitStack() as questions:
-            watches = partial(self._watches, questions, verify=verify)
+            watches = partial(self.watches, questions, verify=verify)
             catalog = replace(self._catalog, entries=self._entries)
-            on_progress = self._on_progress and self._tell_of_total
+            on_progress = self._on_progress and self.tell
             feed(catalog, self._objects, targets, watches, on_progress=on_progress, writing=writing)
-        self._tell_of_total(self._total, 0)
+        self.tell_end()
 
     def move(
         self, device: torch.device, dtype: torch.dtype | None, *, verify: Verify, sha256: str | None
@@ -123,9 +119,19 @@ class Selection:
         inner.fill(targets, verify=verify, sha256=sha256)
         return shared.tensors(self._entries, targets)
 
-    def _watches(
+    def watches(
         self, questions: ExitStack, wanted: Mapping[str, Sequence[Range]], *, verify: Verify
     ) -> dict[str, Watch]:
+        """Return who watches over the objects, having asked what all of them have to come to.
+
+        Args:
+            questions: closed when the answers were used.
+            wanted: half-open ranges of each object.
+            verify: as for `torchwick.load`.
+
+        Raises:
+            IntegrityError: one has to be verified, and nothing is known of it.
+        """
         ranges = [wanted[name] for name in self._objects.names]
         sizes = [sum(stop - start for start, stop in of_object) for of_object in ranges]
         questions.enter_context(self._expecting(sizes, verify=verify, sha256=None))
@@ -156,12 +162,17 @@ class Selection:
         prepared = [source.prepare(of, size) for source, of in zip(self.sources, fills, strict=True)]
         parts = [part for of_object in prepared for part in of_object.parts]
         self._total = sum(map(len, parts))
-        self._objects.transfer(parts, self._tell_of_total)
-        self._tell_of_total(self._total, 0)
+        self._objects.transfer(parts, self.tell)
+        self.tell_end()
         for of_object in prepared:
             of_object.finish()
 
-    def _tell_of_total(self, done: int, connections: int) -> None:
+    def tell_end(self) -> None:
+        """Say that all has arrived."""
+        self.tell(self._total, 0)
+
+    def tell(self, done: int, connections: int) -> None:
+        """Say how far it has come, if anyone wants to hear it."""
         if self._on_progress is not None:
             self._on_progress(Progress(str(self._objects.uri), done, self._total, connections))
 
